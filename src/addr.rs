@@ -129,7 +129,14 @@ mod tests {
         let m: Mac = "9a:55:9A:55:9a:55".parse().unwrap();
         assert_eq!(m, Mac::OURS);
         assert_eq!(m.to_string(), "9a:55:9a:55:9a:55");
-        for bad in ["", "9a:55:9a:55:9a", "9a:55:9a:55:9a:55:00", "9a:55:9a:55:9a:5", "+a:55:9a:55:9a:55", "9a-55-9a-55-9a-55"] {
+        for bad in [
+            "",
+            "9a:55:9a:55:9a",
+            "9a:55:9a:55:9a:55:00",
+            "9a:55:9a:55:9a:5",
+            "+a:55:9a:55:9a:55",
+            "9a-55-9a-55-9a-55",
+        ] {
             assert_eq!(bad.parse::<Mac>(), Err(MacParseError), "{bad}");
         }
     }

@@ -1,1 +1,7 @@
-//! sys
+//! Safe wrappers over system calls: with the vhost-user memory file, the only room with `unsafe`.
+//!
+//! One kernel interface per file. Raw descriptors never leave: functions take [`std::os::fd::AsFd`] or
+//! `BorrowedFd` and return `OwnedFd`. What nix already wraps well is used from nix directly; a file here
+//! exists because nix lacks the call, allocates on a path that must not, or hides an answer we need.
+
+pub mod stream;

@@ -1,0 +1,473 @@
+//! Host TCP sockets as the forwarder uses them: never blocking, never raising a signal, never allocating.
+//!
+//! nix covers most of these calls but allocates in sendmsg(2) and lacks SO_PEEK_OFF, SO_MEMINFO and the
+//! newer fields of TCP_INFO.
+
+#![allow(
+    unsafe_code,
+    reason = "system calls nix does not wrap, or not without allocating"
+)]
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use libc::{c_int, c_void, socklen_t};
+
+/// SO_PEEK_OFF (linux/socket.h).
+const SO_PEEK_OFF: c_int = 42;
+/// SO_MEMINFO (linux/socket.h).
+const SO_MEMINFO: c_int = 55;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the constants are 2 and 10"
+)]
+const FAMILY_V4: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the constants are 2 and 10"
+)]
+const FAMILY_V6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
+
+/// The size of an option or address as the kernel wants it.
+const fn len_of<T>() -> socklen_t {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "every T used here is under a kilobyte"
+    )]
+    {
+        size_of::<T>() as socklen_t
+    }
+}
+
+fn check(ret: isize) -> io::Result<usize> {
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+fn check_int(ret: c_int) -> io::Result<()> {
+    if ret < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A sockaddr of either family in the kernel's layout.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union RawAddr {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+/// `addr` in the kernel's layout, and its length.
+fn raw_addr(addr: SocketAddr) -> (RawAddr, socklen_t) {
+    match addr {
+        SocketAddr::V4(a) => {
+            let v4 = libc::sockaddr_in {
+                sin_family: FAMILY_V4,
+                sin_port: a.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(a.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            (RawAddr { v4 }, len_of::<libc::sockaddr_in>())
+        }
+        SocketAddr::V6(a) => {
+            let v6 = libc::sockaddr_in6 {
+                sin6_family: FAMILY_V6,
+                sin6_port: a.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr {
+                    s6_addr: a.ip().octets(),
+                },
+                sin6_scope_id: a.scope_id(),
+            };
+            (RawAddr { v6 }, len_of::<libc::sockaddr_in6>())
+        }
+    }
+}
+
+/// A new non-blocking, close-on-exec TCP socket of the family of `like`.
+///
+/// # Errors
+/// socket(2): EMFILE and ENFILE when out of descriptors, EAFNOSUPPORT without the family.
+pub fn socket(like: IpAddr) -> io::Result<OwnedFd> {
+    let family = if like.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) };
+    check_int(fd)?;
+    // SAFETY: the kernel just gave us this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bind(2).
+///
+/// # Errors
+/// As bind(2).
+pub fn bind(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    let (raw, len) = raw_addr(addr);
+    // SAFETY: `raw` is a valid sockaddr of `len` bytes that outlives the call.
+    check_int(unsafe { libc::bind(fd.as_fd().as_raw_fd(), ptr::from_ref(&raw).cast(), len) })
+}
+
+/// connect(2). On a non-blocking socket EINPROGRESS is the normal answer.
+///
+/// # Errors
+/// As connect(2).
+pub fn connect(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
+    let (raw, len) = raw_addr(addr);
+    // SAFETY: `raw` is a valid sockaddr of `len` bytes that outlives the call.
+    check_int(unsafe { libc::connect(fd.as_fd().as_raw_fd(), ptr::from_ref(&raw).cast(), len) })
+}
+
+/// Set an integer socket option.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_int(fd: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let len = len_of::<c_int>();
+    let value = ptr::from_ref(&value).cast();
+    // SAFETY: `value` points to a c_int, as `len` says, that outlives the call.
+    check_int(unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value, len) })
+}
+
+/// Bind to a network interface by name (SO_BINDTODEVICE; unprivileged since Linux 5.7).
+///
+/// # Errors
+/// As setsockopt(2): ENODEV if there is no such interface.
+pub fn bind_to_device(fd: impl AsFd, name: &str) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    let len = socklen_t::try_from(name.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let name = name.as_ptr().cast();
+    // SAFETY: `name` is readable for `len` bytes; the kernel copies and terminates it itself.
+    check_int(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name, len) })
+}
+
+/// Closing will send RST instead of FIN (SO_LINGER with a time of zero, socket(7)).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn linger_zero(fd: impl AsFd) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let len = len_of::<libc::linger>();
+    let linger = ptr::from_ref(&linger).cast();
+    // SAFETY: `linger` points to a struct linger of `len` bytes that outlives the call.
+    check_int(unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            linger,
+            len,
+        )
+    })
+}
+
+/// Where the next MSG_PEEK starts, in bytes from the first unconsumed one (socket(7)); TCP since Linux 6.9.
+///
+/// # Errors
+/// EOPNOTSUPP on older kernels.
+pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
+    let offset = c_int::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)
+}
+
+fn read_option<T: Copy>(fd: BorrowedFd<'_>, level: c_int, name: c_int, into: T) -> io::Result<T> {
+    let mut value = into;
+    let mut len = len_of::<T>();
+    let (fd, to) = (fd.as_raw_fd(), ptr::from_mut(&mut value).cast::<c_void>());
+    // SAFETY: `to` is writable for `len` bytes; callers pass plain integers and arrays of them, for
+    // which every bit pattern is valid, and the kernel may fill less than all.
+    check_int(unsafe { libc::getsockopt(fd, level, name, to, &raw mut len) })?;
+    Ok(value)
+}
+
+/// The pending error of a socket, cleared by asking (SO_ERROR); 0 for none.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn take_error(fd: impl AsFd) -> io::Result<c_int> {
+    read_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR, 0)
+}
+
+/// The size of the send buffer in bytes of the kernel's accounting, and how much is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SendBuffer {
+    /// sk_sndbuf.
+    pub size: u32,
+    /// sk_wmem_queued: payload and overhead of everything not yet acknowledged.
+    pub queued: u32,
+}
+
+/// SO_MEMINFO (socket(7), linux/sock_diag.h: SK_MEMINFO_*), what concerns sending.
+///
+/// # Errors
+/// As getsockopt(2); kernels before 4.12 lack it.
+pub fn send_buffer(fd: impl AsFd) -> io::Result<SendBuffer> {
+    let m: [u32; 9] = read_option(fd.as_fd(), libc::SOL_SOCKET, SO_MEMINFO, [0; 9])?;
+    Ok(SendBuffer {
+        size: m[3],
+        queued: m[5],
+    })
+}
+
+/// `struct tcp_info` (linux/tcp.h) up to the last field used here.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawInfo {
+    state: u8,
+    ca_state: u8,
+    retransmits: u8,
+    probes: u8,
+    backoff: u8,
+    options: u8,
+    wscale: u8,
+    flags: u8,
+    before_rtt: [u32; 15],
+    rtt: u32,
+    rttvar: u32,
+    snd_ssthresh: u32,
+    snd_cwnd: u32,
+    before_pacing: [u32; 5],
+    pacing: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
+    segs_out: u32,
+    segs_in: u32,
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segs: [u32; 2],
+    delivery_rate: u64,
+    times: [u64; 3],
+    delivered: [u32; 2],
+    bytes_sent: u64,
+    bytes_retrans: u64,
+    dsack_dups: u32,
+    reord_seen: u32,
+    rcv_ooopack: u32,
+    snd_wnd: u32,
+}
+
+/// What the kernel knows about a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TcpInfo {
+    /// TCP_ESTABLISHED and so on (include/net/tcp_states.h).
+    pub state: u8,
+    /// Smoothed round-trip time in microseconds.
+    pub rtt: u32,
+    /// Least round-trip time seen, in microseconds; `u32::MAX` if none was measured.
+    pub min_rtt: u32,
+    /// Bytes the peer has acknowledged since the connection was set up, SYN and FIN counted by some
+    /// kernels: the SYN counts as one.
+    pub bytes_acked: u64,
+    /// Bytes in the send queue that were never sent.
+    pub notsent: u32,
+    /// Window the peer offers, in bytes; `None` on kernels before 5.4.
+    pub snd_wnd: Option<u32>,
+}
+
+/// TCP_INFO (tcp(7)).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn info(fd: impl AsFd) -> io::Result<TcpInfo> {
+    let mut raw = RawInfo::default();
+    let mut len = len_of::<RawInfo>();
+    let (fd, to) = (
+        fd.as_fd().as_raw_fd(),
+        ptr::from_mut(&mut raw).cast::<c_void>(),
+    );
+    // SAFETY: `to` is writable for `len` bytes, and every bit pattern is a valid RawInfo.
+    check_int(unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len)
+    })?;
+    let complete = len >= len_of::<RawInfo>();
+    Ok(TcpInfo {
+        state: raw.state,
+        rtt: raw.rtt,
+        min_rtt: raw.min_rtt,
+        bytes_acked: raw.bytes_acked,
+        notsent: raw.notsent_bytes,
+        snd_wnd: complete.then_some(raw.snd_wnd),
+    })
+}
+
+/// Send as much of `bufs` as the socket takes now; `more`: hold back a partial segment (MSG_MORE).
+///
+/// # Errors
+/// As sendmsg(2); `WouldBlock` when the send buffer is full. At most 1024 buffers (IOV_MAX).
+pub fn send(fd: impl AsFd, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+    // SAFETY: msghdr is plain data for which all-zeroes is valid (no name, no control).
+    let mut msg: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    // IoSlice is ABI-compatible with iovec; sendmsg only reads through the pointer.
+    msg.msg_iov = bufs.as_ptr().cast_mut().cast();
+    msg.msg_iovlen = bufs.len();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+    // SAFETY: `msg` and the buffers it points to outlive the call, which only reads them.
+    check(unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const msg, flags) })
+}
+
+/// Copy received bytes without consuming them (MSG_PEEK), from the peek offset on if one is set.
+///
+/// # Errors
+/// As recvmsg(2); `WouldBlock` when there are none. `Ok(0)`: the peer has sent FIN and all was seen.
+pub fn peek(fd: impl AsFd, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    // SAFETY: msghdr is plain data for which all-zeroes is valid (no name, no control).
+    let mut msg: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    msg.msg_iov = bufs.as_mut_ptr().cast();
+    msg.msg_iovlen = bufs.len();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: `msg` and the buffers it points to outlive the call; IoSliceMut is ABI-compatible with
+    // iovec and borrowed mutably, so the kernel may write to them.
+    check(unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut msg, flags) })
+}
+
+/// Consume up to `len` received bytes without copying them (MSG_TRUNC, tcp(7)).
+///
+/// # Errors
+/// As recv(2); `WouldBlock` when there are none.
+pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: with MSG_TRUNC on a TCP socket nothing is written to the (null) buffer.
+    check(unsafe { libc::recv(fd.as_fd().as_raw_fd(), ptr::null_mut(), len, flags) })
+}
+
+/// Send FIN after what is queued.
+///
+/// # Errors
+/// As shutdown(2).
+pub fn shutdown_write(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check_int(unsafe { libc::shutdown(fd.as_fd().as_raw_fd(), libc::SHUT_WR) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    fn wait(fd: &OwnedFd, what: PollFlags) {
+        let n = poll(
+            &mut [PollFd::new(fd.as_fd(), what)],
+            PollTimeout::from(2000_u16),
+        )
+        .unwrap();
+        assert_eq!(n, 1, "no event in 2 s");
+    }
+
+    fn pair() -> (OwnedFd, TcpStream) {
+        let l = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = l.local_addr().unwrap();
+        let s = socket(at.ip()).unwrap();
+        assert_eq!(
+            connect(&s, at).unwrap_err().raw_os_error(),
+            Some(libc::EINPROGRESS)
+        );
+        let (peer, _) = l.accept().unwrap();
+        wait(&s, PollFlags::POLLOUT);
+        assert_eq!(take_error(&s).unwrap(), 0);
+        (s, peer)
+    }
+
+    #[test]
+    fn peeked_data_stays_until_discarded() {
+        let (s, mut peer) = pair();
+        peer.write_all(b"hello world").unwrap();
+        wait(&s, PollFlags::POLLIN);
+        let mut buf = [0; 5];
+        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 5);
+        assert_eq!(&buf, b"hello");
+        assert_eq!(discard(&s, 6).unwrap(), 6);
+        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 5);
+        assert_eq!(&buf, b"world");
+    }
+
+    #[test]
+    fn peek_offset_moves_with_peeks_and_discards() {
+        let (s, mut peer) = pair();
+        if set_peek_offset(&s, 0).is_err() {
+            // Linux before 6.9: the caller keeps peeking from the start.
+            return;
+        }
+        peer.write_all(b"abcdef").unwrap();
+        wait(&s, PollFlags::POLLIN);
+        let mut buf = [0; 2];
+        for want in [b"ab", b"cd"] {
+            assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+            assert_eq!(&buf, want);
+        }
+        assert_eq!(discard(&s, 3).unwrap(), 3);
+        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+        assert_eq!(&buf, b"ef", "discarding moves the offset back");
+        set_peek_offset(&s, 0).unwrap();
+        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+        assert_eq!(&buf, b"de");
+    }
+
+    #[test]
+    fn info_counts_what_the_peer_acknowledged() {
+        let (s, mut peer) = pair();
+        assert_eq!(
+            send(&s, &[IoSlice::new(b"abc"), IoSlice::new(b"defg")], false).unwrap(),
+            7
+        );
+        let mut got = [0; 7];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"abcdefg");
+        let i = info(&s).unwrap();
+        assert_eq!(i.state, 1, "TCP_ESTABLISHED");
+        assert_eq!(i.bytes_acked, 8, "seven bytes and the SYN");
+        assert!(i.snd_wnd.is_some_and(|w| w > 0));
+        let b = send_buffer(&s).unwrap();
+        assert!(b.size > 0 && b.queued < b.size);
+        shutdown_write(&s).unwrap();
+        assert_eq!(peer.read(&mut got).unwrap(), 0);
+    }
+
+    #[test]
+    fn refused_connection_is_reported_once() {
+        let at = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let s = socket(at.ip()).unwrap();
+        let e = match connect(&s, at) {
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+                wait(&s, PollFlags::POLLOUT);
+                take_error(&s).unwrap()
+            }
+            Err(e) => e.raw_os_error().unwrap(),
+            Ok(()) => 0,
+        };
+        assert_eq!(e, libc::ECONNREFUSED);
+        assert_eq!(take_error(&s).unwrap(), 0);
+    }
+
+    #[test]
+    fn lingering_zero_resets() {
+        let (s, mut peer) = pair();
+        linger_zero(&s).unwrap();
+        drop(s);
+        let e = peer.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
