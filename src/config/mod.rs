@@ -3,6 +3,9 @@
 //! [`Config`] is immutable after start-up. Every process gets the same value by fork; the data path reads
 //! addresses from it and nothing else decides policy. `Option` means "not there", never "ask somebody".
 
+pub mod host;
+pub mod namespace;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
