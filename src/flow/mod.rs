@@ -23,3 +23,4 @@ pub mod hash;
 pub mod id;
 pub mod table;
 pub mod timers;
+pub mod translate;
