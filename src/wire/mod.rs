@@ -1,1 +1,3 @@
 //! wire
+pub mod dhcp;
+pub mod dhcpv6;
