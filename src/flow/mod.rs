@@ -19,6 +19,7 @@
     )
 )]
 
+pub mod fragments;
 pub mod hash;
 pub mod id;
 pub mod table;
