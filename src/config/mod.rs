@@ -5,6 +5,8 @@
 
 pub mod host;
 pub mod namespace;
+mod resolve;
+pub mod rules;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -12,6 +14,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Mac;
+
+pub use resolve::{ConfigError, Resolved};
 
 /// The default MTU of the tap, the largest an IPv4 tap interface takes in multiples the peers use.
 pub const DEFAULT_MTU: u16 = 65520;
