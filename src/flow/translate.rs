@@ -346,6 +346,14 @@ pub(crate) mod tests {
             .map_or_else(|e| panic!("{s}: {e}"), |a| Endpoint::new(a.ip(), a.port()))
     }
 
+    /// Protocol, source, destination; where it goes, with which scope, and whether that is a group.
+    type Row<'a> = (
+        Protocol,
+        &'a str,
+        &'a str,
+        Result<(&'a str, u32, bool), Drop>,
+    );
+
     #[test]
     fn decision_table() {
         use Drop::{BadDestination as D, BadSource as S};
@@ -354,7 +362,7 @@ pub(crate) mod tests {
         let g4 = "192.0.2.10:4000";
         let g6 = "[2001:db8::10]:4000";
         #[rustfmt::skip]
-        let table: &[(Protocol, &str, &str, Result<(&str, u32, bool), Drop>)] = &[
+        let table: &[Row<'_>] = &[
             // Rule 1: the resolver, both protocols, both ports, nothing else.
             (Udp, g4, "169.254.1.1:53", Ok(("127.0.0.53:53", 0, false))),
             (Tcp, g4, "169.254.1.1:853", Ok(("127.0.0.53:853", 0, false))),

@@ -1,1 +1,14 @@
-//! icmp
+//! ICMP and ICMPv6: echo requests of the guest through ping sockets, and error messages for the guest.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod io;
+pub mod report;

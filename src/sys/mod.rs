@@ -4,4 +4,6 @@
 //! `BorrowedFd` and return `OwnedFd`. What nix already wraps well is used from nix directly; a file here
 //! exists because nix lacks the call, allocates on a path that must not, or hides an answer we need.
 
+pub mod cmsg;
+pub mod errqueue;
 pub mod stream;
