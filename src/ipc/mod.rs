@@ -1,1 +1,31 @@
-//! ipc
+//! How the processes talk: direction-typed channels of fixed-size messages.
+//!
+//! One `SOCK_SEQPACKET` pair joins the monitor to each of its two children. The kernel keeps message
+//! boundaries, so there is no length to trust: a message is decoded from exactly the bytes that
+//! arrived, by a codec that refuses trailing bytes, and has one size for each variant. The two ends of a
+//! pair have different types ([`MonitorEnd`], [`ForwarderLink`] …), so a message cannot be sent the
+//! wrong way round. Descriptors travel beside a message and their number is part of what is
+//! expected: one too many or one too few is an error like any other.
+//!
+//! What must never happen: a message with a string, a length, a path or an address in it; a
+//! receiver that goes on after something malformed. End of file means that the other side is
+//! dead, and ends the receiver too.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod codec;
+mod fds;
+mod link;
+mod message;
+
+pub use link::{AgentLink, ForwarderLink, IpcError, MonitorEnd, agent_pair, forwarder_pair};
+pub use message::{FromAgent, FromForwarder, TapReport, ToAgent, ToForwarder};

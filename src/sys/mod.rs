@@ -6,4 +6,8 @@
 
 pub mod cmsg;
 pub mod errqueue;
+pub mod ids;
+pub mod process;
+pub mod scm;
+pub mod sigsys;
 pub mod stream;

@@ -1,0 +1,106 @@
+//! Messages to bytes and back: the only file that names bincode.
+//!
+//! Fixed-width little-endian integers, a hard limit on what may be read, and no byte left over: a
+//! message that decodes but is longer than its encoding was not made by us.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest encoded message in bytes; a constant of the protocol, both for buffers and as decoder limit.
+pub(super) const MAX_MESSAGE: usize = 32;
+
+/// Why bytes are not a message (or a message no bytes, which would be a bug).
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CodecError {
+    /// The value needs more than [`MAX_MESSAGE`] bytes.
+    #[error("message does not fit its fixed size")]
+    TooLarge,
+    /// Too short, an unknown variant, or an invalid value.
+    #[error("malformed message")]
+    Malformed,
+    /// A valid message followed by something else.
+    #[error("trailing bytes after a message")]
+    Trailing,
+}
+
+const CONFIG: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Fixint,
+    bincode::config::Limit<MAX_MESSAGE>,
+> = bincode::config::standard()
+    .with_fixed_int_encoding()
+    .with_limit::<MAX_MESSAGE>();
+
+/// Encode `message` into `buf`; returns the number of bytes used.
+pub(super) fn encode<M: Serialize>(
+    message: &M,
+    buf: &mut [u8; MAX_MESSAGE],
+) -> Result<usize, CodecError> {
+    bincode::serde::encode_into_slice(message, buf, CONFIG).map_err(|_| CodecError::TooLarge)
+}
+
+/// Decode exactly `bytes`.
+pub(super) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, CodecError> {
+    let (message, used) =
+        bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|_| CodecError::Malformed)?;
+    if used == bytes.len() {
+        Ok(message)
+    } else {
+        Err(CodecError::Trailing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ipc::message::{FromAgent, FromForwarder, TapReport, ToForwarder};
+
+    fn round_trip<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &M) {
+        let mut buf = [0; MAX_MESSAGE];
+        let n = encode(message, &mut buf).expect("fits");
+        assert_eq!(&decode::<M>(&buf[..n]).expect("decodes"), message);
+        for cut in 0..n {
+            assert_eq!(decode::<M>(&buf[..cut]), Err(CodecError::Malformed));
+        }
+        if n < MAX_MESSAGE {
+            assert_eq!(decode::<M>(&buf[..=n]), Err(CodecError::Trailing));
+        }
+    }
+
+    #[test]
+    fn every_message_survives_and_every_other_length_is_refused() {
+        round_trip(&ToForwarder::Go);
+        round_trip(&FromForwarder::Ready {
+            confinement: u32::MAX,
+        });
+        round_trip(&FromAgent::Ready { confinement: 7 });
+        round_trip(&FromAgent::Tap(TapReport {
+            mac: [1, 2, 3, 4, 5, 6],
+            index: 77,
+            offloads: u32::MAX,
+        }));
+    }
+
+    #[test]
+    fn unknown_variants_are_refused() {
+        assert_eq!(
+            decode::<ToForwarder>(&[9, 0, 0, 0]),
+            Err(CodecError::Malformed)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_to_what_encodes_to_them_or_not_at_all(
+            bytes in proptest::collection::vec(any::<u8>(), 0..48)
+        ) {
+            if let Ok(message) = decode::<FromAgent>(&bytes) {
+                let mut buf = [0; MAX_MESSAGE];
+                let n = encode(&message, &mut buf).expect("fits");
+                prop_assert_eq!(&buf[..n], &bytes[..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Landlock: the second wall around files, the first around TCP ports, and the scopes.
+//!
+//! Best effort by kernel version; what was had is reported. Denials stay in the kernel's audit log: they
+//! are evidence.
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+};
+
+use super::policy::Policy;
+use super::{Achieved, Needs};
+
+/// Newest rights this file knows how to ask for.
+const KNOWN: ABI = ABI::V6;
+
+/// Restrict the calling process; add what took hold to `achieved`.
+pub(super) fn restrict(policy: &Policy, needs: Needs, achieved: &mut Achieved) {
+    let Ok(status) = apply(policy, needs) else {
+        return;
+    };
+    let LandlockStatus::Available { effective_abi, .. } = status else {
+        return;
+    };
+    achieved.add(Achieved::LANDLOCK_FILES);
+    achieved.add_if(Achieved::LANDLOCK_NET, effective_abi >= ABI::V4);
+    achieved.add_if(Achieved::LANDLOCK_SCOPES, effective_abi >= ABI::V6);
+}
+
+fn apply(policy: &Policy, needs: Needs) -> Result<LandlockStatus, RulesetError> {
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(Scope::from_all(KNOWN))?;
+    if !policy.tcp_connect {
+        ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
+    }
+    let mut created = ruleset.create()?;
+    if needs.source_address {
+        // Port 0 only: a source address for an outgoing connection. The filter has no listen.
+        created = created.add_rule(NetPort::new(0, AccessNet::BindTcp))?;
+    }
+    Ok(created.restrict_self()?.landlock)
+}

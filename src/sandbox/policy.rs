@@ -1,0 +1,52 @@
+//! What each process keeps, as generated from `policy/processes.json` and `seccomp/*.json` by the build.
+
+use nix::sched::CloneFlags;
+use nix::sys::resource::Resource;
+use seccompiler::sock_filter;
+
+/// Which process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Translates; sees the guest's bytes.
+    Forwarder,
+    /// What the launcher becomes.
+    Monitor,
+    /// Lives in the target network namespace.
+    NsAgent,
+}
+
+impl Role {
+    pub(super) fn policy(self) -> &'static Policy {
+        match self {
+            Self::Forwarder => &FORWARDER,
+            Self::Monitor => &MONITOR,
+            Self::NsAgent => &NS_AGENT,
+        }
+    }
+
+    /// Name in log lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarder => "forwarder",
+            Self::Monitor => "monitor",
+            Self::NsAgent => "ns-agent",
+        }
+    }
+}
+
+/// One process's row. No row keeps a capability, opens a file or binds a TCP port: the build refuses.
+pub(super) struct Policy {
+    /// Namespaces of its own.
+    pub(super) own: &'static [CloneFlags],
+    /// Landlock leaves TCP connect alone.
+    pub(super) tcp_connect: bool,
+    /// Hard and soft limit.
+    pub(super) rlimits: &'static [(Resource, u64)],
+    /// Filter whose default action is to kill the process.
+    pub(super) kill: &'static [sock_filter],
+    /// The same with SIGSYS instead, for a handler that names the call.
+    pub(super) trap: &'static [sock_filter],
+}
+
+include!(concat!(env!("OUT_DIR"), "/policy.rs"));

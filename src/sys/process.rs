@@ -1,0 +1,131 @@
+//! Processes: cloning into namespaces, pidfds, process attributes nix does not wrap.
+#![allow(
+    unsafe_code,
+    reason = "clone, pidfd_open and prctl have no safe wrapper"
+)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+/// A child of ours.
+#[derive(Debug)]
+pub struct Child {
+    /// Its process id in our pid namespace.
+    pub pid: Pid,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// Which side of a [`clone()`] we are on.
+#[derive(Debug)]
+pub enum Side {
+    /// The child: no other thread exists and every descriptor is a duplicate.
+    Child,
+    /// The parent.
+    Parent(Child),
+}
+
+/// clone(2) as fork with `namespaces`, and a pidfd for the parent. The process must have one thread.
+pub fn clone(namespaces: CloneFlags) -> io::Result<Side> {
+    let flags = namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let mut pidfd: libc::c_int = -1;
+    // The order of the last two arguments differs between architectures; both are zero. A null stack is
+    // the parent's stack, copied on write, as in fork.
+    // SAFETY: without CLONE_VM the child has its own copy of all memory; `pidfd` outlives the call.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::c_long::from(flags),
+            0 as libc::c_long,
+            &raw mut pidfd,
+            0 as libc::c_long,
+            0 as libc::c_long,
+        )
+    };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(Side::Child),
+        Ok(pid) if pid > 0 => Ok(Side::Parent(Child {
+            pid: Pid::from_raw(pid),
+            // SAFETY: the kernel has just installed this descriptor in our table for us alone.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        })),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// pidfd_open(2): a descriptor that is readable when `pid` has ended.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: two integers in, one descriptor or an error out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just installed this descriptor in our table for us alone.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// End now: no destructors, no exit handlers (they belong to the process we were forked from).
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(status) }
+}
+
+/// Die with `signal` when the parent dies. Cleared by a change of ids, so call it after.
+pub fn die_with_parent(signal: Signal) -> io::Result<()> {
+    Ok(nix::sys::prctl::set_pdeathsig(signal)?)
+}
+
+/// Drop every capability the kernel knows from the bounding set. Needs CAP_SETPCAP.
+pub fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Ok(()) => {}
+            // Past the last capability of this kernel.
+            Err(e) if capability > 0 && e.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// No special treatment of uid 0, ids changes keep no capability, no ambient capability, for ever.
+pub fn lock_securebits() -> io::Result<()> {
+    let bits = libc::SECBIT_NOROOT
+        | libc::SECBIT_NOROOT_LOCKED
+        | libc::SECBIT_NO_SETUID_FIXUP
+        | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
+        | libc::SECBIT_KEEP_CAPS_LOCKED
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+    prctl(libc::PR_SET_SECUREBITS, libc::c_long::from(bits))
+}
+
+/// PR_SET_MDWE (Linux 6.3): no memory that is writable becomes executable.
+pub fn refuse_exec_gain() -> io::Result<()> {
+    prctl(
+        libc::PR_SET_MDWE,
+        libc::c_long::from(libc::PR_MDWE_REFUSE_EXEC_GAIN),
+    )
+}
+
+fn prctl(option: libc::c_int, argument: libc::c_long) -> io::Result<()> {
+    let zero: libc::c_long = 0;
+    // SAFETY: the options used in this file take integers only.
+    match unsafe { libc::prctl(option, argument, zero, zero, zero) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Tell the allocator never to give memory back: that would be a system call the filters forbid.
+pub fn keep_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers; a refused setting changes nothing.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
