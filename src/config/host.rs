@@ -67,6 +67,20 @@ pub struct Link {
     pub flags: LinkFlags,
 }
 
+impl Link {
+    /// The loopback interface?
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        self.flags.has(LinkFlags::LOOPBACK)
+    }
+
+    /// Administratively up?
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.flags.has(LinkFlags::UP)
+    }
+}
+
 /// `IFF_*` flags of netdevice(7), as in `ifinfomsg`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LinkFlags(pub u32);
@@ -218,6 +232,18 @@ impl Route {
     #[must_use]
     pub fn is_default(&self) -> bool {
         self.prefix_len == 0 && self.kind == RouteKind::Unicast && self.source.is_none()
+    }
+
+    /// IPv6?
+    #[must_use]
+    pub const fn is_ipv6(&self) -> bool {
+        self.destination.is_ipv6()
+    }
+
+    /// Does it, or one of its hops, leave by this interface?
+    #[must_use]
+    pub fn uses(&self, link: u32) -> bool {
+        self.hops.iter().any(|h| h.link == link)
     }
 }
 

@@ -1,1 +1,4 @@
 //! launcher
+
+pub mod confignet;
+pub mod tap;

@@ -11,3 +11,4 @@ pub mod process;
 pub mod scm;
 pub mod sigsys;
 pub mod stream;
+pub mod tun;
