@@ -11,4 +11,5 @@
 )]
 
 pub mod io;
+pub mod quote;
 pub mod report;

@@ -37,4 +37,109 @@
     )
 )]
 
+mod create;
+mod errors;
+mod flow;
+mod from_guest;
+mod from_socket;
 pub mod io;
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+use crate::config::Config;
+use crate::flow::id::FlowId;
+use flow::State;
+use io::{Io, MAX_RECEIVE, Received};
+
+/// How long flows live without traffic; the kernel's conntrack settings where there are any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// While only the guest has sent (nf_conntrack_udp_timeout).
+    pub unreplied: Duration,
+    /// Once both sides have sent (nf_conntrack_udp_timeout_stream).
+    pub stream: Duration,
+}
+
+impl Default for Timeouts {
+    /// The kernel's defaults.
+    fn default() -> Self {
+        Self {
+            unreplied: Duration::from_secs(30),
+            stream: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How much to reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most flows at a time.
+    pub flows: usize,
+    /// Most sockets at a time: UDP's share of the descriptors.
+    pub sockets: usize,
+}
+
+/// All UDP flows of a guest; see the module text.
+#[derive(Debug)]
+pub struct Engine<S> {
+    cfg: Config,
+    timeouts: Timeouts,
+    state: State<S>,
+    received: [Received; MAX_RECEIVE],
+}
+
+impl<S> Engine<S> {
+    /// An engine without flows. Reserves all the memory it will ever use.
+    #[must_use]
+    pub fn new(cfg: Config, limits: Limits, timeouts: Timeouts, seed: [u8; 16]) -> Self {
+        Self {
+            cfg,
+            timeouts,
+            state: State::new(limits.flows, limits.sockets.min(limits.flows), seed),
+            received: [Received::EMPTY; MAX_RECEIVE],
+        }
+    }
+
+    /// Flows and sockets at present.
+    #[must_use]
+    pub const fn len(&self) -> (usize, usize) {
+        (self.state.flows.len(), self.state.sockets.len())
+    }
+
+    /// No flows?
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.state.flows.is_empty()
+    }
+
+    /// When [`Self::on_timer`] is to be called next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.state.timers.next()
+    }
+
+    /// Remove flows that have been idle for too long.
+    ///
+    /// Timers are armed when a flow is made and when one fires, never per datagram: one that comes early looks at
+    /// when the flow was last used.
+    pub fn on_timer<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant) {
+        while let Some(number) = self.state.timers.pop(now) {
+            let id = FlowId(number);
+            let Some(flow) = self.state.flows.get(id) else {
+                continue;
+            };
+            let timeout = if flow.replied {
+                self.timeouts.stream
+            } else {
+                self.timeouts.unreplied
+            };
+            let end = flow.used + timeout;
+            if end <= now {
+                self.state.remove_flow(io, id);
+            } else {
+                self.state.timers.arm(number, end);
+            }
+        }
+    }
+}

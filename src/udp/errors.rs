@@ -1,0 +1,135 @@
+//! What became of datagrams that were sent: the socket's error queue, as ICMP errors for the guest.
+
+use std::net::IpAddr;
+
+use super::Engine;
+use super::io::{Datagram, Io};
+use crate::addr::Endpoint;
+use crate::flow::id::{FlowId, Key};
+use crate::flow::translate;
+use crate::icmp::quote::{self, Quote};
+use crate::icmp::report::{Kind, Report};
+use crate::sys::errqueue::{Origin, Record};
+
+/// Entries read at a time. Left-over ones raise the event again.
+const MAX_RECORDS: usize = 64;
+
+impl<S> Engine<S> {
+    /// Report a failure that we noticed ourselves, like a router would.
+    pub(super) fn report_own<I: Io<Socket = S>>(
+        &self,
+        io: &mut I,
+        datagram: &Datagram<'_>,
+        kind: Kind,
+    ) {
+        let group = self
+            .state
+            .flows
+            .lookup(&Key::new(datagram.src, datagram.dst))
+            .and_then(|id| self.state.flows.get(id))
+            .is_some_and(|flow| flow.group);
+        if group || datagram.dst.ip.is_multicast() {
+            return;
+        }
+        let from = translate::router(&self.cfg, datagram.src.is_ipv6()).unwrap_or(datagram.dst.ip);
+        io.report(&Report {
+            from,
+            to: datagram.src.ip,
+            kind,
+            quote: datagram.l3,
+        });
+    }
+
+    /// As [`Self::read_errors`], for the socket of a flow.
+    pub(super) fn read_errors_of_flow<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        id: FlowId,
+    ) -> Option<u32> {
+        let socket = self.state.flows.get(id)?.socket;
+        self.read_errors(io, socket)
+    }
+
+    /// Empty the error queue of a socket, telling the guest what there is to tell. Returns the MTU if a
+    /// datagram was found too large when it was sent; whoever sent it tells the guest.
+    pub(super) fn read_errors<I: Io<Socket = S>>(&mut self, io: &mut I, id: FlowId) -> Option<u32> {
+        let mut mtu = None;
+        let mut quote = Quote::new();
+        let inner = self.state.sockets.get(id)?.io.as_ref()?;
+        for count in 0..MAX_RECORDS {
+            let Some(record) = io.next_error(inner, quote.payload(self.is_ipv6(id))) else {
+                if count == 0 {
+                    // An error without an entry (the queue was full, an interface went down) would
+                    // otherwise be signalled for ever.
+                    io.clear_error(inner);
+                }
+                break;
+            };
+            if record.origin == Origin::Local {
+                if record.errno == libc::EMSGSIZE {
+                    mtu = Some(record.info);
+                }
+                continue;
+            }
+            self.report_record(io, id, &record, &mut quote);
+        }
+        mtu
+    }
+
+    fn is_ipv6(&self, socket: FlowId) -> bool {
+        self.state
+            .sockets
+            .key(socket)
+            .is_some_and(|key| key.guest.is_ipv6())
+    }
+
+    /// Pass a router's complaint on.
+    fn report_record<I: Io<Socket = S>>(
+        &self,
+        io: &mut I,
+        id: FlowId,
+        record: &Record,
+        quote: &mut Quote,
+    ) {
+        let (Some(kind), Some(key)) = (Kind::from_record(record), self.state.sockets.key(id))
+        else {
+            return;
+        };
+        let connected = self.state.sockets.get(id).and_then(|s| s.connected);
+        let flow_id = connected.or_else(|| {
+            let to = Endpoint::from(record.destination?);
+            self.state.flow_to(&self.cfg, id, key.guest, to)
+        });
+        let Some((flow, key)) =
+            flow_id.and_then(|f| Some((self.state.flows.get(f)?, self.state.flows.key(f)?)))
+        else {
+            return;
+        };
+        if flow.group {
+            return;
+        }
+        let from = self.complainer(record, flow.peer.end.ip, key.remote.ip);
+        let quote = quote.finish_udp(
+            &quote::Header {
+                src: key.guest,
+                dst: key.remote,
+            },
+            record.len,
+        );
+        io.report(&Report {
+            from,
+            to: key.guest.ip,
+            kind,
+            quote,
+        });
+    }
+
+    /// The source of an error as the guest may know it: its destination under the name the guest uses for it.
+    fn complainer(&self, record: &Record, peer: IpAddr, remote: IpAddr) -> IpAddr {
+        match record.offender {
+            Some(ip) if ip == peer => remote,
+            Some(ip) => translate::visible_source(&self.cfg, ip).unwrap_or(remote),
+            None => translate::router(&self.cfg, remote.is_ipv6()).unwrap_or(remote),
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! Datagrams of the guest: find or make the flow, and send in as few system calls as the batch allows.
+//!
+//! A batch is first sorted by flow without moving anything: each datagram is linked to the next of its flow, and
+//! a run of the same pair of end points costs one lookup. Then each flow's datagrams leave, in order: two or more
+//! of equal size (the last may be shorter) by UDP_SEGMENT, the rest by sendmmsg(2). Order between flows is
+//! nobody's business, order within one is kept.
+
+use std::io::IoSlice;
+
+use arrayvec::ArrayVec;
+
+use super::Engine;
+use super::flow::NO_RUN;
+use super::io::{Datagram, Fault, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Send};
+use crate::clock::Instant;
+use crate::flow::id::{FlowId, Key};
+use crate::icmp::report::Kind;
+use crate::stats::Drop;
+
+/// Datagrams handled at once.
+const CHUNK: usize = 64;
+/// What guests send with unless told otherwise, and what sockets do: not worth a control message.
+const DEFAULT_HOP_LIMIT: u8 = 64;
+/// No datagram of real networks is larger, so one that is exists only because the tap's MTU is.
+const ORDINARY_MTU: usize = 1500;
+/// For so long after the guest was told, large datagrams it had already sent are delivered anyway.
+const TOO_BIG_GRACE_US: u64 = 100_000;
+/// After so long the guest's kernel may have forgotten (it keeps a path MTU for ten minutes).
+const TOO_BIG_MEMORY_US: u64 = 300_000_000;
+
+/// The datagrams of one flow in a chunk: a list by position.
+#[derive(Clone, Copy)]
+struct Run {
+    flow: FlowId,
+    head: u8,
+    tail: u8,
+}
+
+/// A datagram to be sent: a part of a super-frame, or a whole [`Datagram`].
+#[derive(Clone, Copy)]
+pub(super) struct Piece<'a> {
+    payload: &'a [u8],
+    of: &'a Datagram<'a>,
+}
+
+type Pieces<'a> = ArrayVec<Piece<'a>, MAX_SEGMENTS>;
+
+impl<S> Engine<S> {
+    /// Carry a batch of datagrams of the guest.
+    pub fn from_guest<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        batch: &[Datagram<'_>],
+    ) {
+        for chunk in batch.chunks(CHUNK) {
+            self.chunk(io, now, chunk);
+        }
+    }
+
+    fn chunk<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant, chunk: &[Datagram<'_>]) {
+        let mut next = [NO_RUN; CHUNK];
+        let mut runs = ArrayVec::<Run, CHUNK>::new();
+        let mut last: Option<(&Datagram<'_>, u8)> = None;
+        for (datagram, at) in chunk.iter().zip(0_u8..) {
+            let known = last.filter(|(d, _)| d.src == datagram.src && d.dst == datagram.dst);
+            let number = match known {
+                Some((_, number)) => number,
+                None => match self.run_of(io, now, datagram, &mut runs) {
+                    Ok(number) => number,
+                    Err(why) => {
+                        io.drop(why);
+                        continue;
+                    }
+                },
+            };
+            last = Some((datagram, number));
+            if let Some(run) = runs.get_mut(usize::from(number)) {
+                match next.get_mut(usize::from(run.tail)) {
+                    Some(link) => *link = at,
+                    None => run.head = at,
+                }
+                run.tail = at;
+            }
+        }
+        for run in &runs {
+            self.send_run(io, now, chunk, run, &next);
+        }
+    }
+
+    /// The number of the run a datagram belongs to; makes it, and the flow, if need be.
+    fn run_of<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        datagram: &Datagram<'_>,
+        runs: &mut ArrayVec<Run, CHUNK>,
+    ) -> Result<u8, Drop> {
+        let id = match self
+            .state
+            .flows
+            .lookup(&Key::new(datagram.src, datagram.dst))
+        {
+            Some(id) => id,
+            None => self.create(io, now, datagram)?,
+        };
+        let flow = self.state.flows.get_mut(id).ok_or(Drop::NoFlow)?;
+        if flow.run == NO_RUN {
+            let number = u8::try_from(runs.len()).map_err(|_| Drop::NoBuffer)?;
+            let run = Run {
+                flow: id,
+                head: NO_RUN,
+                tail: NO_RUN,
+            };
+            runs.try_push(run).map_err(|_| Drop::NoBuffer)?;
+            flow.run = number;
+            flow.used = now;
+            let socket = flow.socket;
+            // Also protects the flow from being evicted for another one of this batch.
+            self.state.touch(socket, now);
+            return Ok(number);
+        }
+        Ok(flow.run)
+    }
+
+    /// Send what one flow has in a chunk.
+    fn send_run<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        chunk: &[Datagram<'_>],
+        run: &Run,
+        next: &[u8; CHUNK],
+    ) {
+        if let Some(flow) = self.state.flows.get_mut(run.flow) {
+            flow.run = NO_RUN;
+        }
+        let mut pieces = Pieces::new();
+        let mut at = usize::from(run.head);
+        while let Some(datagram) = chunk.get(at) {
+            at = next.get(at).map_or(CHUNK, |n| usize::from(*n));
+            let alike = pieces.last().is_none_or(|p| {
+                p.of.hop_limit == datagram.hop_limit
+                    && p.of.tos == datagram.tos
+                    && p.of.dont_fragment == datagram.dont_fragment
+            });
+            if !alike {
+                self.send_pieces(io, now, run.flow, &pieces);
+                pieces.clear();
+            }
+            match datagram.gso_size.map(usize::from).filter(|size| *size > 0) {
+                None => self.add(
+                    io,
+                    now,
+                    run.flow,
+                    &mut pieces,
+                    Piece {
+                        payload: datagram.payload,
+                        of: datagram,
+                    },
+                ),
+                Some(size) => {
+                    for payload in datagram.payload.chunks(size) {
+                        self.add(
+                            io,
+                            now,
+                            run.flow,
+                            &mut pieces,
+                            Piece {
+                                payload,
+                                of: datagram,
+                            },
+                        );
+                    }
+                }
+            }
+        }
+        self.send_pieces(io, now, run.flow, &pieces);
+    }
+
+    /// Add a piece; sends what is there first when there is no room.
+    fn add<'a, I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        flow: FlowId,
+        pieces: &mut Pieces<'a>,
+        piece: Piece<'a>,
+    ) {
+        if pieces.is_full() {
+            self.send_pieces(io, now, flow, pieces);
+            pieces.clear();
+        }
+        // There is room now.
+        let _ = pieces.try_push(piece);
+    }
+
+    /// Send datagrams of one flow that agree in their header fields.
+    fn send_pieces<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        id: FlowId,
+        pieces: &[Piece<'_>],
+    ) {
+        let Some(how) = pieces.first().and_then(|p| self.prepare(io, id, p.of)) else {
+            for _ in pieces {
+                io.drop(Drop::NoFlow);
+            }
+            return;
+        };
+        let mut singles = pieces;
+        let mut ahead = 0_usize;
+        while let Some(rest) = singles.get(ahead..).filter(|rest| !rest.is_empty()) {
+            let gso_max = self
+                .state
+                .flows
+                .get(id)
+                .map_or(0, |f| usize::from(f.gso_max));
+            let count = equal_sized(rest, gso_max);
+            if count < 2 {
+                ahead = ahead.saturating_add(1);
+                continue;
+            }
+            let (before, _) = singles.split_at_checked(ahead).unwrap_or_default();
+            let (group, after) = rest.split_at_checked(count).unwrap_or_default();
+            self.send_singles(io, now, id, &how, before);
+            self.send_group(io, now, id, &how, group);
+            (singles, ahead) = (after, 0);
+        }
+        self.send_singles(io, now, id, &how, singles);
+    }
+
+    /// Bring the socket into the state a datagram wants; what is left for control messages and the address.
+    fn prepare<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        id: FlowId,
+        datagram: &Datagram<'_>,
+    ) -> Option<Send> {
+        let flow = self.state.flows.get(id)?;
+        let socket = self.state.sockets.get_mut(flow.socket)?;
+        let ipv6 = flow.peer.end.is_ipv6();
+        if socket.dont_fragment != datagram.dont_fragment {
+            io.set_dont_fragment(socket.io.as_ref()?, ipv6, datagram.dont_fragment);
+            socket.dont_fragment = datagram.dont_fragment;
+        }
+        // The default for multicast is 1 hop, whatever the guest wanted.
+        let plain = datagram.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;
+        Some(Send {
+            to: if socket.connected.is_some() {
+                None
+            } else {
+                Some(flow.peer)
+            },
+            hop_limit: if plain {
+                None
+            } else {
+                Some(datagram.hop_limit)
+            },
+            tos: datagram.tos,
+            ipv6,
+        })
+    }
+
+    /// Send two or more datagrams of equal size at once.
+    fn send_group<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        id: FlowId,
+        how: &Send,
+        group: &[Piece<'_>],
+    ) {
+        let size = group.first().map_or(0, |p| p.payload.len());
+        let (Some(inner), Ok(segment)) = (self.inner(id), u16::try_from(size)) else {
+            return;
+        };
+        match io.send_segments(inner, how, &slices(group), segment) {
+            Ok(()) => return,
+            Err(Fault::WouldBlock | Fault::NoDescriptor) => {
+                for _ in group {
+                    io.drop(Drop::QueueFull);
+                }
+                return;
+            }
+            Err(Fault::TooBig | Fault::Errno(libc::EINVAL)) => {
+                self.limit_gso(id, segment.saturating_sub(1));
+            }
+            Err(Fault::Errno(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => {
+                self.limit_gso(id, 0);
+            }
+            // Most likely the fate of an earlier datagram: sending one by one finds out.
+            Err(Fault::Errno(_)) => {}
+        }
+        self.send_singles(io, now, id, how, group);
+    }
+
+    fn limit_gso(&mut self, id: FlowId, max: u16) {
+        if let Some(flow) = self.state.flows.get_mut(id) {
+            flow.gso_max = flow.gso_max.min(max);
+        }
+    }
+
+    /// Send datagrams one by one. An error may be about an earlier datagram: the report is read, and the same
+    /// datagram tried once more; if it fails again the error is its own.
+    fn send_singles<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        id: FlowId,
+        how: &Send,
+        pieces: &[Piece<'_>],
+    ) {
+        let mut rest = pieces;
+        let mut retried = false;
+        while let (Some(inner), false) = (self.inner(id), rest.is_empty()) {
+            let (sent, fault) = io.send_each(inner, how, &slices(rest));
+            rest = rest.get(sent..).unwrap_or_default();
+            retried &= sent == 0;
+            let (Some(fault), Some((piece, behind))) = (fault, rest.split_first()) else {
+                if sent == 0 {
+                    return;
+                }
+                continue;
+            };
+            match fault {
+                Fault::WouldBlock | Fault::NoDescriptor => {
+                    for _ in rest {
+                        io.drop(Drop::QueueFull);
+                    }
+                    return;
+                }
+                Fault::Errno(_) if !retried => {
+                    self.read_errors_of_flow(io, id);
+                    retried = true;
+                    continue;
+                }
+                Fault::Errno(errno) => {
+                    io.drop(Drop::SocketError);
+                    if let Some(kind) = Kind::from_errno(how.ipv6, errno) {
+                        self.report_own(io, piece.of, kind);
+                    }
+                }
+                Fault::TooBig => self.too_big(io, now, id, how, piece),
+            }
+            (rest, retried) = (behind, false);
+        }
+    }
+
+    /// A datagram that must not be fragmented does not fit: tell the guest what would.
+    ///
+    /// The tap's MTU is far above that of real networks, so a guest's first large datagram to a destination would
+    /// always be lost here, where without us it would have been fragmented at its source. Such datagrams are
+    /// therefore delivered in fragments, once, until the guest's kernel has had the time to learn.
+    /// Anything that could be a probe for the path MTU of a real network is not.
+    fn too_big<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        id: FlowId,
+        how: &Send,
+        piece: &Piece<'_>,
+    ) {
+        let queued = self.read_errors_of_flow(io, id);
+        let connected = self.inner(id).filter(|_| how.to.is_none());
+        let least = if how.ipv6 { 1280 } else { 68 };
+        let mtu = queued
+            .or_else(|| connected.and_then(|inner| io.path_mtu(inner, how.ipv6)))
+            .unwrap_or(least);
+        self.report_own(io, piece.of, Kind::too_big(how.ipv6, mtu.max(least)));
+
+        let headers = if how.ipv6 { 48_usize } else { 28 };
+        let large = piece.payload.len().saturating_add(headers) > ORDINARY_MTU;
+        let Some(flow) = self.state.flows.get_mut(id) else {
+            return;
+        };
+        let since = now.micros().saturating_sub(flow.too_big_at.micros());
+        if flow.too_big_at == Instant(0) || since > TOO_BIG_MEMORY_US {
+            flow.too_big_at = now;
+        }
+        let told = now.micros().saturating_sub(flow.too_big_at.micros());
+        match self.inner(id) {
+            Some(inner) if large && piece.of.dont_fragment && told <= TOO_BIG_GRACE_US => {
+                io.set_dont_fragment(inner, how.ipv6, false);
+                let (sent, _) = io.send_each(inner, how, &[IoSlice::new(piece.payload)]);
+                io.set_dont_fragment(inner, how.ipv6, true);
+                if sent == 0 {
+                    io.drop(Drop::SocketError);
+                }
+            }
+            _ => io.drop(Drop::SocketError),
+        }
+    }
+
+    /// The socket of a flow.
+    fn inner(&self, id: FlowId) -> Option<&S> {
+        let flow = self.state.flows.get(id)?;
+        self.state.sockets.get(flow.socket)?.io.as_ref()
+    }
+}
+
+fn slices<'a>(pieces: &[Piece<'a>]) -> ArrayVec<IoSlice<'a>, MAX_SEGMENTS> {
+    pieces
+        .iter()
+        .take(MAX_SEGMENTS)
+        .map(|p| IoSlice::new(p.payload))
+        .collect()
+}
+
+/// How many datagrams from the first on can leave in one segmented send: all of the first one's size, but the last,
+/// which may be smaller. UDP_SEGMENT cannot express empty ones.
+fn equal_sized(pieces: &[Piece<'_>], gso_max: usize) -> usize {
+    let Some(size) = pieces
+        .first()
+        .map(|p| p.payload.len())
+        .filter(|n| (1..=gso_max).contains(n))
+    else {
+        return 0;
+    };
+    let (mut count, mut bytes) = (0_usize, 0_usize);
+    for piece in pieces.iter().take(MAX_SEGMENTS) {
+        let len = piece.payload.len();
+        let total = bytes.saturating_add(len);
+        if len == 0 || len > size || total > MAX_BURST_BYTES {
+            break;
+        }
+        (count, bytes) = (count.saturating_add(1), total);
+        if len < size {
+            break;
+        }
+    }
+    count
+}
