@@ -299,3 +299,82 @@ fn numeric_metric(metric: &RouteMetric) -> Option<(u16, u32)> {
     metric.emit_value(&mut value);
     Some((metric.kind(), u32::from_ne_bytes(value)))
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(message: &impl Emitable) -> Vec<u8> {
+        let mut out = vec![0; message.buffer_len()];
+        message.emit(&mut out);
+        out
+    }
+
+    fn default_route(family: AddressFamily) -> RouteMessage {
+        let mut message = route_request(family);
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(RouteAttribute::Oif(2));
+        message.attributes.push(RouteAttribute::Priority(7));
+        message
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_left_out() {
+        let parse = |m: &RouteMessage, family| parse_route(RTM_NEWROUTE, &bytes(m), family);
+        let wanted = default_route(AddressFamily::Inet);
+        let (route, object) = parse(&wanted, AddressFamily::Inet).unwrap();
+        assert!(route.is_default() && object.is_none());
+        assert_eq!((route.metric, route.hops.len()), (Some(7), 1));
+        // A kernel without IPv6 answers with the routes of every family it has.
+        assert_eq!(parse(&wanted, AddressFamily::Inet6), None);
+        // One without strict checking ignores the table asked for.
+        let mut other = default_route(AddressFamily::Inet);
+        other.attributes.push(RouteAttribute::Table(1000));
+        assert_eq!(parse(&other, AddressFamily::Inet), None);
+        let mut cached = default_route(AddressFamily::Inet6);
+        cached.header.flags = netlink_packet_route::route::RouteFlags::Cloned;
+        assert_eq!(parse(&cached, AddressFamily::Inet6), None);
+        assert_eq!(
+            parse_route(RTM_NEWADDR, &bytes(&wanted), AddressFamily::Inet),
+            None
+        );
+    }
+
+    #[test]
+    fn only_ethernet_addresses_are_macs() {
+        let mut message = LinkMessage::default();
+        message.header.index = 4;
+        message.attributes = vec![
+            LinkAttribute::IfName("gre0".to_owned()),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        ];
+        for (layer, mac) in [(1, Some(Mac([2, 0, 0, 0, 0, 1]))), (778, None)] {
+            message.header.link_layer_type = layer.into();
+            let link = parse_link(RTM_NEWLINK, &bytes(&message)).unwrap();
+            assert_eq!((link.index, link.name.as_str(), link.mac), (4, "gre0", mac));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(body in proptest::collection::vec(any::<u8>(), 0..200), v6: bool) {
+            let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+            let _ = parse_link(RTM_NEWLINK, &body);
+            let _ = parse_address(RTM_NEWADDR, &body);
+            let _ = parse_route(RTM_NEWROUTE, &body, family);
+        }
+
+        #[test]
+        fn no_truncated_answer_panics(cut in 0..60_usize, at in 0..60_usize, value: u8) {
+            let mut body = bytes(&default_route(AddressFamily::Inet));
+            if let Some(b) = body.get_mut(at) {
+                *b = value;
+            }
+            body.truncate(cut);
+            let _ = parse_route(RTM_NEWROUTE, &body, AddressFamily::Inet);
+        }
+    }
+}

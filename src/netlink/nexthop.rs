@@ -126,3 +126,91 @@ fn ip(value: &[u8]) -> Option<IpAddr> {
         .or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from))
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(flags: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = vec![2, 0, 0, 0];
+        body.extend(u32::from(flags).to_ne_bytes());
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        body
+    }
+
+    #[test]
+    fn groups_resolve_to_their_members_hops() {
+        let id = |n: u32| n.to_ne_bytes();
+        let bodies = [
+            object(
+                4,
+                &[
+                    (NHA_ID, &id(1)),
+                    (NHA_OIF, &id(7)),
+                    (NHA_GATEWAY, &[192, 0, 2, 1]),
+                ],
+            ),
+            object(
+                0,
+                &[
+                    (NHA_ID, &id(2)),
+                    (NHA_OIF, &id(8)),
+                    (NHA_GATEWAY, &[0xfd; 16]),
+                ],
+            ),
+            // A blackhole, and a group with it, an unknown member, and weights 1 and 300.
+            object(0, &[(NHA_ID, &id(3)), (4, &[])]),
+            object(
+                0,
+                &[
+                    (NHA_ID, &id(9)),
+                    (
+                        NHA_GROUP,
+                        &[
+                            id(1),
+                            [0, 0, 0, 0],
+                            id(3),
+                            [0; 4],
+                            id(55),
+                            [0; 4],
+                            id(2),
+                            [43, 1, 0, 0],
+                        ]
+                        .concat(),
+                    ),
+                ],
+            ),
+        ];
+        let objects = Objects(
+            bodies
+                .iter()
+                .filter_map(|b| parse(RTM_NEWNEXTHOP, b))
+                .collect(),
+        );
+        assert_eq!(objects.0.len(), 3);
+        let hops = objects.hops(9);
+        assert_eq!(hops.len(), 2);
+        assert_eq!((hops[0].link, hops[0].weight, hops[0].onlink), (7, 1, true));
+        assert_eq!(
+            (hops[1].link, hops[1].weight, hops[1].onlink),
+            (8, 300, false)
+        );
+        assert!(hops[1].gateway.unwrap().is_ipv6());
+        assert_eq!(objects.hops(1).len(), 1);
+        assert!(objects.hops(3).is_empty() && objects.hops(77).is_empty());
+    }
+
+    #[test]
+    fn truncated_objects_are_no_objects() {
+        let body = object(0, &[(NHA_ID, &[1, 0, 0, 0]), (NHA_OIF, &[7, 0, 0, 0])]);
+        for cut in 0..body.len() {
+            assert_eq!(parse(RTM_NEWNEXTHOP, &body[..cut]), None, "{cut}");
+        }
+        assert!(parse(RTM_NEWNEXTHOP, &body).is_some());
+    }
+}

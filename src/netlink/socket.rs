@@ -300,3 +300,63 @@ impl Batch {
         self.bytes.get(start..end).unwrap_or(&[])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: i32, flags: u16, tail: &[u8]) -> Option<Refusal> {
+        let mut body = code.to_ne_bytes().to_vec();
+        body.extend_from_slice(tail);
+        refusal(&Message {
+            kind: ERROR,
+            flags,
+            sequence: 1,
+            body: &body,
+        })
+    }
+
+    /// Header of the refused request, 20 bytes long, and an attribute with the kernel's words.
+    fn words(capped: bool) -> Vec<u8> {
+        let mut tail = 20_u32.to_ne_bytes().to_vec();
+        tail.extend([0; 12]);
+        if !capped {
+            tail.extend([0xee; 4]);
+        }
+        tail.extend([13, 0, 1, 0]);
+        tail.extend(b"bad hop.\0\0\0\0");
+        tail
+    }
+
+    #[test]
+    fn refusals_quote_the_kernel() {
+        assert_eq!(error(0, 0, &[]), None);
+        let plain = error(-libc_errno(Errno::EEXIST), CAPPED, &[0; 16]).unwrap();
+        assert_eq!(
+            (plain.errno, plain.to_string()),
+            (Errno::EEXIST, "File exists".to_owned())
+        );
+        for (capped, flags) in [(true, CAPPED | ACK_ATTRIBUTES), (false, ACK_ATTRIBUTES)] {
+            let quoted = error(-libc_errno(Errno::EINVAL), flags, &words(capped)).unwrap();
+            assert_eq!(quoted.to_string(), "Invalid argument (bad hop)");
+        }
+    }
+
+    #[test]
+    fn truncated_refusals_are_still_refusals() {
+        let tail = words(true);
+        for cut in 0..tail.len() {
+            let r = error(
+                -libc_errno(Errno::EPERM),
+                CAPPED | ACK_ATTRIBUTES,
+                &tail[..cut],
+            )
+            .unwrap();
+            assert_eq!(r.errno, Errno::EPERM);
+        }
+    }
+
+    fn libc_errno(errno: Errno) -> i32 {
+        errno as i32
+    }
+}

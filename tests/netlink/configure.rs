@@ -483,3 +483,81 @@ fn three_hundred_routes_arrive_quickly() {
         assert_eq!(lines("-6 route").len(), 152);
     });
 }
+
+/// Encapsulations stay on the host: behind the tap there is nobody to unwrap them. The rest comes along.
+#[test]
+fn exotic_routes() {
+    const NAME: &str = "configure::exotic_routes";
+    isolated(NAME, || {
+        if !have_tun(NAME) {
+            return;
+        }
+        let _tap = copied("eth0", || {
+            host_with_eth0();
+            ip_all(
+                "addr add 192.0.2.2/24 dev eth0
+                 addr add 2001:db8::2/64 dev eth0 nodad
+                 addr add 2001:db8::3 peer 2001:db8:4::4/128 dev eth0 nodad
+                 route add 10.2.0.0/16 encap ip id 5 dst 198.51.100.9 via 192.0.2.1
+                 route add 10.3.0.0/16 via 192.0.2.1 congctl reno rto_min 20ms features ecn realm 4
+                 route add 10.3.0.0/16 via 192.0.2.1 tos 0x10
+                 route add 10.3.0.0/16 via 192.0.2.9 metric 7
+                 route add throw 10.4.0.0/16
+                 route add local 10.6.0.0/16 dev eth0 table main
+                 route add 10.7.0.0/16 via inet6 fe80::9 dev eth0
+                 route add 224.0.0.0/4 dev eth0
+                 -6 route add 2001:db8:77::/48 encap seg6 mode encap segs fc00::1 dev eth0
+                 -6 route add 2001:db8:78::/48 from 2001:db8::/64 via fe80::1 dev eth0
+                 -6 route add 2001:db8:79::/48 via fe80::1 dev eth0 proto ra expires 500 hoplimit 7",
+            );
+        });
+        assert_eq!(
+            lines("route"),
+            [
+                "10.2.0.0/16 via 192.0.2.1 dev eth0",
+                "10.3.0.0/16 tos 0x10 via 192.0.2.1 dev eth0",
+                "10.3.0.0/16 via 192.0.2.1 dev eth0 features ecn rto_min lock 20ms",
+                "10.3.0.0/16 via 192.0.2.9 dev eth0 metric 7",
+                "10.7.0.0/16 via inet6 fe80::9 dev eth0",
+                "192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.2",
+                "224.0.0.0/4 dev eth0 scope link",
+            ]
+        );
+        assert_eq!(
+            lines("-6 route"),
+            [
+                "2001:db8::3 dev eth0 proto kernel metric 256 pref medium",
+                "2001:db8::/64 dev eth0 proto kernel metric 256 pref medium",
+                "2001:db8:4::4 dev eth0 proto kernel metric 256 pref medium",
+                "2001:db8:77::/48 dev eth0 metric 1024 pref medium",
+                "2001:db8:78::/48 from 2001:db8::/64 via fe80::1 dev eth0 metric 1024 pref medium",
+                "2001:db8:79::/48 via fe80::1 dev eth0 proto ra metric 1024 hoplimit 7 pref medium",
+                "fe80::/64 dev eth0 proto kernel metric 256 pref medium",
+            ]
+        );
+    });
+}
+
+/// Hundreds of refusals at once neither fill the socket nor hide the routes among them that work.
+#[test]
+fn a_crowd_of_bad_routes() {
+    const NAME: &str = "configure::a_crowd_of_bad_routes";
+    isolated(NAME, || {
+        if !have_tun(NAME) {
+            return;
+        }
+        let addresses = vec![plain("10.0.2.100", 24)];
+        let routes: Vec<_> = (0..=250)
+            .flat_map(|n| {
+                let with = |gateway: &str, first: u8| SetupRoute {
+                    destination: [first, 1, n, 0].into(),
+                    prefix_len: 24,
+                    ..default_route(gateway.parse().unwrap(), &addresses)
+                };
+                [with("224.0.0.1", 20), with("10.0.2.2", 30)]
+            })
+            .collect();
+        let _tap = applied(&setup(addresses.clone(), routes)).unwrap();
+        assert_eq!(lines("route").len(), 1 + 251);
+    });
+}

@@ -1,5 +1,7 @@
 //! `launcher::tap::open`: a new tap, somebody else's tap, no tap.
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use passt::launcher::tap::{self, TapError};
 
 use crate::arena::{have_tun, ip, ip_all, isolated};
@@ -76,5 +78,47 @@ fn one_that_cannot_be_had_says_why() {
         let other = tap::open("eth0").unwrap_err();
         assert!(matches!(other, TapError::Attach { .. }), "{other:?}");
         assert!(other.to_string().contains("of another kind"), "{other}");
+    });
+}
+
+#[test]
+fn without_the_device_the_user_learns_what_to_do() {
+    const NAME: &str = "tap::without_the_device_the_user_learns_what_to_do";
+    isolated(NAME, || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let dev = std::path::Path::new("/dev");
+        mount(
+            None::<&str>,
+            dev,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        let e = tap::open("tap0").unwrap_err().to_string();
+        assert!(
+            e.starts_with(
+                "Failed to open() /dev/net/tun: No such file or directory (load the driver"
+            ),
+            "{e}"
+        );
+        assert!(e.contains("--device /dev/net/tun"), "{e}");
+    });
+}
+
+#[test]
+fn without_the_capability_too() {
+    const NAME: &str = "tap::without_the_capability_too";
+    isolated(NAME, || {
+        if !have_tun(NAME) {
+            return;
+        }
+        caps::clear(None, caps::CapSet::Effective).unwrap();
+        let e = tap::open("tap0").unwrap_err().to_string();
+        assert!(
+            e.contains("TUNSETIFF ioctl on /dev/net/tun failed: Operation not permitted"),
+            "{e}"
+        );
+        assert!(e.contains("CAP_NET_ADMIN"), "{e}");
     });
 }
