@@ -348,3 +348,227 @@ impl Template {
         header
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::dissect::{Body, IpPacket, Upper, dissect};
+    use crate::wire::tcp::{Flags, Options, Seq};
+
+    const GUEST: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    fn endpoints(is_v6: bool) -> (Endpoint, Endpoint) {
+        if is_v6 {
+            let ip = |last| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last));
+            (Endpoint::new(ip(1), 443), Endpoint::new(ip(2), 40_000))
+        } else {
+            let ip = |last| IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
+            (Endpoint::new(ip(1), 443), Endpoint::new(ip(2), 40_000))
+        }
+    }
+
+    fn template(is_v6: bool) -> Template {
+        let (src, dst) = endpoints(is_v6);
+        Template::new(GUEST, Mac::OURS, src, dst)
+    }
+
+    fn segment() -> tcp::Repr {
+        tcp::Repr {
+            src_port: 443,
+            dst_port: 40_000,
+            seq: Seq(1000),
+            ack: Seq(2000),
+            flags: Flags::ACK | Flags::PSH,
+            window: 512,
+            urgent: 0,
+            options: Options::NONE,
+        }
+    }
+
+    /// The IP packet of a frame for the guest.
+    fn ip(frame: &[u8], is_v6: bool) -> IpPacket<'_> {
+        let packet = dissect(frame).unwrap();
+        assert_eq!((packet.eth.src, packet.eth.dst), (Mac::OURS, GUEST));
+        let Body::Ip(ip) = packet.body else { panic!() };
+        let (src, dst) = endpoints(is_v6);
+        assert_eq!((ip.src, ip.dst), (src.ip, dst.ip));
+        ip
+    }
+
+    #[test]
+    fn tcp_v4_vector() {
+        let mut out = [0xff; 58];
+        out[54..].copy_from_slice(b"data");
+        let (header, payload) = out.split_at_mut(54);
+        let len = template(false).emit_tcp(header, &segment(), 4, Checksum::Full(payload));
+        assert_eq!(len, Some(54));
+        let expected = [
+            2, 0, 0, 0, 0, 1, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55, 8, 0, // Ethernet
+            0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0xb6, 0xc8, 192, 0, 2, 1, 192, 0, 2,
+            2, // IPv4
+            0x01, 0xbb, 0x9c, 0x40, 0, 0, 3, 0xe8, 0, 0, 7, 0xd0, 0x50, 0x18, 2, 0, // TCP
+        ];
+        assert_eq!(out[..50], expected);
+        assert!(ip(&out, false).verify_upper_checksum());
+    }
+
+    #[test]
+    fn every_flavour_reads_back() {
+        for is_v6 in [false, true] {
+            for payload in [&b""[..], b"x", b"some data", &[0xff; 1448]] {
+                let template = template(is_v6).with_hop_limit(57).with_tos(0xb8);
+                let mut out = vec![0xff; MAX_HEADER + payload.len()];
+
+                let mut repr = segment();
+                repr.options.timestamps = Some((7, 8));
+                let at = template.tcp_header_len(&repr);
+                out[at..at + payload.len()].copy_from_slice(payload);
+                let (header, rest) = out.split_at_mut(at);
+                let full = Checksum::Full(&rest[..payload.len()]);
+                assert_eq!(
+                    template.emit_tcp(header, &repr, payload.len(), full),
+                    Some(at)
+                );
+                let packet = ip(&out[..at + payload.len()], is_v6);
+                assert_eq!((packet.hop_limit, packet.tos), (57, 0xb8));
+                assert_eq!(packet.upper, Upper::Tcp { repr, payload });
+                assert!(packet.verify_upper_checksum());
+
+                let at = template.udp_header_len();
+                out[at..at + payload.len()].copy_from_slice(payload);
+                let (header, rest) = out.split_at_mut(at);
+                let full = Checksum::Full(&rest[..payload.len()]);
+                assert_eq!(template.emit_udp(header, payload.len(), full), Some(at));
+                let packet = ip(&out[..at + payload.len()], is_v6);
+                let Upper::Udp {
+                    repr,
+                    payload: read,
+                } = packet.upper
+                else {
+                    panic!()
+                };
+                assert_eq!((repr.src_port, repr.dst_port, read), (443, 40_000, payload));
+                assert!(packet.verify_upper_checksum());
+
+                for request in [false, true] {
+                    let at = template.ip_end() + 8;
+                    out[at..at + payload.len()].copy_from_slice(payload);
+                    let (header, rest) = out.split_at_mut(at);
+                    let payload = &rest[..payload.len()];
+                    assert_eq!(template.emit_echo(header, request, 9, payload), Some(at));
+                    let end = at + payload.len();
+                    let packet = ip(&out[..end], is_v6);
+                    assert!(packet.verify_upper_checksum());
+                    let echo = icmpv4::Echo {
+                        ident: if request { 443 } else { 40_000 },
+                        sequence: 9,
+                        payload: &out[at..end],
+                    };
+                    let expected = match (is_v6, request) {
+                        (false, false) => Upper::Icmpv4(icmpv4::Message::EchoReply(echo)),
+                        (false, true) => Upper::Icmpv4(icmpv4::Message::EchoRequest(echo)),
+                        (true, false) => Upper::Icmpv6(icmpv6::Message::EchoReply(echo)),
+                        (true, true) => Upper::Icmpv6(icmpv6::Message::EchoRequest(echo)),
+                    };
+                    assert_eq!(packet.upper, expected);
+                }
+            }
+        }
+    }
+
+    /// Completing a partial checksum as the receiver of the frame does gives the full one.
+    #[test]
+    fn partial_checksums_can_be_completed() {
+        for is_v6 in [false, true] {
+            let template = template(is_v6);
+            let payload = [0xa5; 333];
+            let mut out = [0; MAX_HEADER + 333];
+            let at = template
+                .emit_tcp(&mut out, &segment(), 333, Checksum::Partial)
+                .unwrap();
+            out[at..at + 333].copy_from_slice(&payload);
+            let offload = template.tcp_offload(at, 333, 100);
+            assert_eq!((offload.gso_size, usize::from(offload.hdr_len)), (100, at));
+            assert_eq!(offload.gso, if is_v6 { Gso::TcpV6 } else { Gso::TcpV4 });
+            assert_eq!(template.tcp_offload(at, 100, 100).gso, Gso::None);
+            assert_eq!(offload.flags, virtio_net::F_NEEDS_CSUM);
+            let start = usize::from(offload.csum_start);
+            let sum = checksum::sum(&out[start..at + 333]).finish();
+            put_u16(&mut out, start + usize::from(offload.csum_offset), sum).unwrap();
+            assert!(ip(&out[..at + 333], is_v6).verify_upper_checksum());
+
+            let at = template.emit_udp(&mut out, 333, Checksum::Partial).unwrap();
+            out[at..at + 333].copy_from_slice(&payload);
+            let offload = template.udp_offload(333, 200);
+            assert_eq!((offload.gso, offload.gso_size), (Gso::UdpL4, 200));
+            let start = usize::from(offload.csum_start);
+            let sum = checksum::sum(&out[start..at + 333]).finish();
+            put_u16(&mut out, start + usize::from(offload.csum_offset), sum).unwrap();
+            assert!(ip(&out[..at + 333], is_v6).verify_upper_checksum());
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_beyond_the_buffer_or_the_protocol() {
+        for is_v6 in [false, true] {
+            let template = template(is_v6);
+            let mut out = [0; MAX_HEADER];
+            let (tcp_len, udp_len) = (
+                template.tcp_header_len(&segment()),
+                template.udp_header_len(),
+            );
+            for short in 0..tcp_len {
+                assert_eq!(
+                    template.emit_tcp(&mut out[..short], &segment(), 0, Checksum::Partial),
+                    None
+                );
+            }
+            for short in 0..udp_len {
+                assert_eq!(
+                    template.emit_udp(&mut out[..short], 0, Checksum::Partial),
+                    None
+                );
+                assert_eq!(template.emit_echo(&mut out[..short], true, 0, &[]), None);
+            }
+            let most = if is_v6 { 65_535 } else { 65_515 };
+            let emit_tcp =
+                |len, out: &mut [u8]| template.emit_tcp(out, &segment(), len, Checksum::Partial);
+            assert_eq!(emit_tcp(most - 20, &mut out), Some(tcp_len));
+            assert_eq!(emit_tcp(most - 19, &mut out), None);
+            assert_eq!(emit_tcp(usize::MAX, &mut out), None);
+            let emit_udp = |len, out: &mut [u8]| template.emit_udp(out, len, Checksum::Partial);
+            assert_eq!(emit_udp(most - 8, &mut out), Some(udp_len));
+            assert_eq!(emit_udp(most - 7, &mut out), None);
+            assert_eq!(template.emit_udp(&mut out, 1, Checksum::Full(b"xy")), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn full_checksums_verify(is_v6: bool, seq: u32, ack: u32, window: u16, tos: u8, hop_limit: u8,
+                                 payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let template = template(is_v6).with_tos(tos).with_hop_limit(hop_limit);
+            let repr = tcp::Repr { seq: Seq(seq), ack: Seq(ack), window, ..segment() };
+            let mut out = vec![0; MAX_HEADER];
+            let full = Checksum::Full(&payload);
+            let at = template.emit_tcp(&mut out, &repr, payload.len(), full).unwrap();
+            out.truncate(at);
+            out.extend(&payload);
+            let packet = ip(&out, is_v6);
+            prop_assert_eq!((packet.tos, packet.hop_limit), (tos, hop_limit));
+            prop_assert!(packet.verify_upper_checksum());
+
+            let mut out = vec![0; MAX_HEADER];
+            let at = template.emit_udp(&mut out, payload.len(), full).unwrap();
+            out.truncate(at);
+            out.extend(&payload);
+            prop_assert!(ip(&out, is_v6).verify_upper_checksum());
+            // A zero checksum never leaves: it would mean "none".
+            prop_assert_ne!(&out[at - 2..at], &[0, 0]);
+        }
+    }
+}

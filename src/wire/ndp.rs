@@ -483,3 +483,240 @@ impl<'b> OptionWriter<'b> {
                 .is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+    const RESOLVER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
+    const GUEST: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    /// A neighbour solicitation for fe80::1 with source link-layer address.
+    fn solicitation() -> Vec<u8> {
+        let mut out = vec![135, 0, 0, 0, 0, 0, 0, 0];
+        out.extend(LINK_LOCAL.octets());
+        out.extend([1, 1, 2, 0, 0, 0, 0, 1]);
+        out
+    }
+
+    #[test]
+    fn neighbor_solicitation_vector() {
+        let data = solicitation();
+        let repr = Repr::parse(&data).unwrap();
+        let Repr::NeighborSolicit { target, options } = repr else {
+            panic!("{repr:?}")
+        };
+        assert_eq!(target, LINK_LOCAL);
+        assert_eq!(options.source_link_layer(), Some(GUEST));
+        assert_eq!(options.target_link_layer(), None);
+        let mut out = [0xff; 32];
+        assert_eq!(repr.emit(&mut out), Some(32));
+        assert_eq!(out[..], data);
+        for short in 0..32 {
+            assert_eq!(repr.emit(&mut out[..short]), None);
+            // 24 bytes are a message without options.
+            assert_eq!(Repr::parse(&data[..short]).is_ok(), short == 24, "{short}");
+        }
+    }
+
+    #[test]
+    fn neighbor_advertisement_flags() {
+        for bits in 0..8_u8 {
+            let repr = Repr::NeighborAdvert {
+                router: bits & 1 != 0,
+                solicited: bits & 2 != 0,
+                overrides: bits & 4 != 0,
+                target: LINK_LOCAL,
+                options: Options::EMPTY,
+            };
+            let mut out = [0xff; 24];
+            assert_eq!(repr.emit(&mut out), Some(24));
+            assert_eq!(out[..2], [136, 0]);
+            assert_eq!(out[4] >> 7 & 1, bits & 1);
+            assert_eq!(out[4] >> 6 & 1, bits >> 1 & 1);
+            assert_eq!(out[4] >> 5 & 1, bits >> 2 & 1);
+            assert_eq!(Repr::parse(&out), Ok(repr));
+        }
+    }
+
+    #[test]
+    fn router_advertisement_with_every_option() {
+        let prefix = PrefixInfo {
+            prefix: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0),
+            prefix_len: 64,
+            on_link: true,
+            autonomous: true,
+            valid_lifetime: u32::MAX,
+            preferred_lifetime: 3600,
+        };
+        let names = b"\x07example\x03org\x00";
+        let mut out = [0xff; 256];
+        let fixed = Repr::RouterAdvert {
+            hop_limit: 64,
+            managed: true,
+            other_config: false,
+            lifetime: 9000,
+            reachable_time: 1,
+            retransmit_time: 2,
+            options: Options::EMPTY,
+        };
+        let start = fixed.emit(&mut out).unwrap();
+        assert_eq!(start, 16);
+        assert_eq!(
+            out[..16],
+            [134, 0, 0, 0, 64, 0x80, 0x23, 0x28, 0, 0, 0, 1, 0, 0, 0, 2]
+        );
+        let mut writer = OptionWriter::new(&mut out[start..]);
+        assert!(writer.is_empty());
+        assert!(writer.prefix(&prefix));
+        assert!(writer.mtu(65_520));
+        assert!(writer.rdnss(60, &[RESOLVER, LINK_LOCAL]));
+        assert!(writer.dnssl(60, names));
+        assert!(writer.source_link_layer(GUEST));
+        assert!(writer.target_link_layer(GUEST));
+        assert_eq!(writer.len(), 32 + 8 + 40 + 24 + 8 + 8);
+        let end = start + writer.len();
+        assert_eq!(
+            out[16..32],
+            [
+                3, 4, 64, 0xc0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x0e, 0x10, 0, 0, 0, 0
+            ]
+        );
+        assert_eq!(out[48..56], [5, 1, 0, 0, 0, 0, 0xff, 0xf0]);
+        assert_eq!(out[56..64], [25, 5, 0, 0, 0, 0, 0, 60]);
+        assert_eq!(out[96..104], [31, 3, 0, 0, 0, 0, 0, 60]);
+
+        let Ok(Repr::RouterAdvert { options, .. }) = Repr::parse(&out[..end]) else {
+            panic!()
+        };
+        let mut expected_names = names.to_vec();
+        expected_names.resize(16, 0);
+        let read: Vec<_> = options.into_iter().collect();
+        assert_eq!(
+            read,
+            [
+                NdpOption::Prefix(prefix),
+                NdpOption::Mtu(65_520),
+                NdpOption::Rdnss {
+                    lifetime: 60,
+                    servers: &[RESOLVER.octets(), LINK_LOCAL.octets()].concat(),
+                },
+                NdpOption::Dnssl {
+                    lifetime: 60,
+                    names: &expected_names
+                },
+                NdpOption::SourceLinkLayer(GUEST),
+                NdpOption::TargetLinkLayer(GUEST),
+            ]
+        );
+        assert_eq!(options.target_link_layer(), Some(GUEST));
+    }
+
+    #[test]
+    fn options_that_do_not_fit_are_not_written() {
+        let mut out = [0xff; 40];
+        let mut writer = OptionWriter::new(&mut out[..39]);
+        // Room for one resolver, not for two.
+        assert!(writer.rdnss(1, &[RESOLVER, LINK_LOCAL]));
+        assert_eq!(writer.len(), 24);
+        assert!(!writer.rdnss(1, &[RESOLVER]));
+        assert!(!writer.rdnss(1, &[]));
+        assert!(!writer.dnssl(1, &[]));
+        assert!(!writer.dnssl(1, &[0; 9]));
+        assert!(writer.mtu(1500));
+        assert!(!writer.source_link_layer(GUEST));
+        assert_eq!(writer.len(), 32);
+        assert_eq!(out[32..], [0xff; 8]);
+        let mut big = vec![0; 10_000];
+        let mut writer = OptionWriter::new(&mut big);
+        assert!(writer.rdnss(1, &[RESOLVER; 500]));
+        assert_eq!(writer.len(), 8 + 127 * 16);
+        assert!(!writer.dnssl(1, &[1; 3000]));
+        assert!(writer.dnssl(1, &[1; 255 * 8 - 8]));
+    }
+
+    #[test]
+    fn option_lengths_that_lie() {
+        let mut data = solicitation();
+        for units in 0..=u8::MAX {
+            data[25] = units;
+            let expected = match units {
+                0 => Err(Drop::Malformed),
+                1 => Ok(()),
+                _ => Err(Drop::Truncated),
+            };
+            assert_eq!(Repr::parse(&data).map(|_| ()), expected, "{units}");
+        }
+        // A known option of the wrong length is unknown.
+        data[25] = 2;
+        data.extend([0; 8]);
+        let Ok(Repr::NeighborSolicit { options, .. }) = Repr::parse(&data) else {
+            panic!()
+        };
+        assert!(
+            matches!(options.into_iter().next(), Some(NdpOption::Unknown { kind: 1, data }) if data.len() == 14)
+        );
+        assert_eq!(options.source_link_layer(), None);
+    }
+
+    #[test]
+    fn more_than_255_options() {
+        let mut data = solicitation();
+        data.extend([99, 1, 0, 0, 0, 0, 0, 0].repeat(4000));
+        let Ok(Repr::NeighborSolicit { options, .. }) = Repr::parse(&data) else {
+            panic!()
+        };
+        assert_eq!(options.into_iter().count(), 4001);
+    }
+
+    #[test]
+    fn forbidden_fields() {
+        let mut data = solicitation();
+        data[1] = 1;
+        assert_eq!(Repr::parse(&data), Err(Drop::Malformed));
+        let mut data = solicitation();
+        data[8] = 0xff;
+        assert_eq!(Repr::parse(&data), Err(Drop::Malformed));
+        for kind in (0..=u8::MAX).filter(|kind| !(133..=136).contains(kind)) {
+            let mut data = solicitation();
+            data[0] = kind;
+            assert_eq!(Repr::parse(&data), Err(Drop::Unsupported));
+        }
+        let data = [133, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            Repr::parse(&data),
+            Ok(Repr::RouterSolicit {
+                options: Options::EMPTY
+            })
+        );
+        let mut prefix = vec![134, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 4, 129];
+        prefix.resize(48, 0);
+        let Ok(Repr::RouterAdvert { options, .. }) = Repr::parse(&prefix) else {
+            panic!()
+        };
+        assert!(matches!(
+            options.into_iter().next(),
+            Some(NdpOption::Unknown { kind: 3, .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(kind in 130_u8..140, bytes in proptest::collection::vec(any::<u8>(), 0..120), small: bool) {
+            let mut data = vec![kind, 0, 0, 0];
+            data.extend(bytes.iter().map(|byte| if small { byte % 6 } else { *byte }));
+            if let Ok(repr) = Repr::parse(&data) {
+                let mut out = [0; 200];
+                let len = repr.emit(&mut out).unwrap();
+                prop_assert_eq!(len, data.len());
+                prop_assert_eq!(Repr::parse(&out[..len]), Ok(repr));
+                let (Repr::RouterSolicit { options } | Repr::RouterAdvert { options, .. }
+                    | Repr::NeighborSolicit { options, .. } | Repr::NeighborAdvert { options, .. }) = repr;
+                prop_assert!(options.into_iter().count() <= data.len() / 8);
+            }
+        }
+    }
+}
