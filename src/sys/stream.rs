@@ -8,7 +8,7 @@
     reason = "system calls nix does not wrap, or not without allocating"
 )]
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -238,7 +238,8 @@ struct RawInfo {
     options: u8,
     wscale: u8,
     flags: u8,
-    before_rtt: [u32; 15],
+    before_rcv_ssthresh: [u32; 14],
+    rcv_ssthresh: u32,
     rtt: u32,
     rttvar: u32,
     snd_ssthresh: u32,
@@ -279,6 +280,8 @@ pub struct TcpInfo {
     pub notsent: u32,
     /// Window the peer offers, in bytes; `None` on kernels before 5.4.
     pub snd_wnd: Option<u32>,
+    /// About how much the kernel lets the peer send, in bytes.
+    pub rcv_ssthresh: u32,
 }
 
 /// TCP_INFO (tcp(7)).
@@ -304,6 +307,7 @@ pub fn info(fd: impl AsFd) -> io::Result<TcpInfo> {
         bytes_acked: raw.bytes_acked,
         notsent: raw.notsent_bytes,
         snd_wnd: complete.then_some(raw.snd_wnd),
+        rcv_ssthresh: raw.rcv_ssthresh,
     })
 }
 
@@ -325,16 +329,63 @@ pub fn send(fd: impl AsFd, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize
 /// Copy received bytes without consuming them (MSG_PEEK), from the peek offset on if one is set.
 ///
 /// # Errors
-/// As recvmsg(2); `WouldBlock` when there are none. `Ok(0)`: the peer has sent FIN and all was seen.
-pub fn peek(fd: impl AsFd, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+/// As recv(2); `WouldBlock` when there are none. `Ok(0)`: the peer has sent FIN and all was seen.
+pub fn peek(fd: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    let (to, len) = (buf.as_mut_ptr().cast(), buf.len());
+    // SAFETY: `to` is writable for `len` bytes.
+    check(unsafe { libc::recv(fd.as_fd().as_raw_fd(), to, len, flags) })
+}
+
+/// Most pieces one message can have, less one for the wanted part (IOV_MAX).
+const MAX_SKIPPED_PIECES: usize = 1023;
+
+/// [`peek`] for kernels without SO_PEEK_OFF: receive the first `skip` bytes into `scratch`, over and over,
+/// and what follows into `buf`.
+///
+/// # Errors
+/// As [`peek`]; also `InvalidInput` if `skip` is more than 1023 times the size of `scratch`. "Nothing behind what
+/// was skipped" is `WouldBlock` even if there is a FIN, which shows when `skip` is 0.
+pub fn peek_behind(
+    fd: impl AsFd,
+    skip: usize,
+    scratch: &mut [u8],
+    buf: &mut [u8],
+) -> io::Result<usize> {
+    let mut pieces = [libc::iovec {
+        iov_base: ptr::null_mut(),
+        iov_len: 0,
+    }; MAX_SKIPPED_PIECES + 1];
+    let mut used = 0;
+    let mut left = skip;
+    while left > 0 {
+        if used == MAX_SKIPPED_PIECES || scratch.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let len = left.min(scratch.len());
+        pieces[used] = libc::iovec {
+            iov_base: scratch.as_mut_ptr().cast(),
+            iov_len: len,
+        };
+        used += 1;
+        left -= len;
+    }
+    pieces[used] = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
     // SAFETY: msghdr is plain data for which all-zeroes is valid (no name, no control).
     let mut msg: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    msg.msg_iov = bufs.as_mut_ptr().cast();
-    msg.msg_iovlen = bufs.len();
+    msg.msg_iov = pieces.as_mut_ptr();
+    msg.msg_iovlen = used + 1;
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
-    // SAFETY: `msg` and the buffers it points to outlive the call; IoSliceMut is ABI-compatible with
-    // iovec and borrowed mutably, so the kernel may write to them.
-    check(unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut msg, flags) })
+    // SAFETY: every piece points into `scratch` or `buf`, which are borrowed mutably and outlive the call;
+    // that pieces overlap only means that the kernel overwrites bytes nobody wants.
+    let n = check(unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut msg, flags) })?;
+    if n <= skip && skip > 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(n - skip)
 }
 
 /// Consume up to `len` received bytes without copying them (MSG_TRUNC, tcp(7)).
@@ -394,11 +445,25 @@ mod tests {
         peer.write_all(b"hello world").unwrap();
         wait(&s, PollFlags::POLLIN);
         let mut buf = [0; 5];
-        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 5);
+        assert_eq!(peek(&s, &mut buf).unwrap(), 5);
         assert_eq!(&buf, b"hello");
         assert_eq!(discard(&s, 6).unwrap(), 6);
-        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 5);
+        assert_eq!(peek(&s, &mut buf).unwrap(), 5);
         assert_eq!(&buf, b"world");
+    }
+
+    #[test]
+    fn peeking_behind_skips_without_an_offset() {
+        let (s, mut peer) = pair();
+        peer.write_all(b"abcdefgh").unwrap();
+        wait(&s, PollFlags::POLLIN);
+        let (mut scratch, mut buf) = ([0; 2], [0; 4]);
+        assert_eq!(peek_behind(&s, 5, &mut scratch, &mut buf).unwrap(), 3);
+        assert_eq!(&buf[..3], b"fgh");
+        let e = peek_behind(&s, 8, &mut scratch, &mut buf).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        let e = peek_behind(&s, 2047, &mut scratch, &mut buf).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
@@ -412,14 +477,14 @@ mod tests {
         wait(&s, PollFlags::POLLIN);
         let mut buf = [0; 2];
         for want in [b"ab", b"cd"] {
-            assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+            assert_eq!(peek(&s, &mut buf).unwrap(), 2);
             assert_eq!(&buf, want);
         }
         assert_eq!(discard(&s, 3).unwrap(), 3);
-        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+        assert_eq!(peek(&s, &mut buf).unwrap(), 2);
         assert_eq!(&buf, b"ef", "discarding moves the offset back");
         set_peek_offset(&s, 0).unwrap();
-        assert_eq!(peek(&s, &mut [IoSliceMut::new(&mut buf)]).unwrap(), 2);
+        assert_eq!(peek(&s, &mut buf).unwrap(), 2);
         assert_eq!(&buf, b"de");
     }
 
