@@ -1,0 +1,79 @@
+//! The kernel tap device, as opened by the launcher's side with IFF_VNET_HDR and its offloads on.
+//!
+//! Every read and write carries a 10-byte virtio-net header (linux/virtio_net.h, native byte order,
+//! Documentation/networking/tuntap.rst). A read returns one frame, up to 64 KiB of TCP payload
+//! whatever the MTU is; the kernel segments what we write if it has to.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::unistd;
+
+use super::Offloads;
+use super::batch::{BYTE_BUDGET, Inbound, Meta};
+use super::frame::FrameBuf;
+use crate::wire::virtio_net::{self, Gso};
+
+/// An open tap queue.
+#[derive(Debug)]
+pub struct Tun {
+    fd: OwnedFd,
+    offloads: Offloads,
+}
+
+impl Tun {
+    /// Take over a non-blocking tap descriptor whose offloads are already set.
+    #[must_use]
+    pub fn new(fd: OwnedFd, offloads: Offloads) -> Self {
+        Self { fd, offloads }
+    }
+
+    pub(super) fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(super) fn receive(&mut self, batch: &mut Inbound) -> io::Result<()> {
+        let mut bytes = 0_usize;
+        while bytes < BYTE_BUDGET {
+            let Some(room) = batch.room() else { break };
+            let n = match unistd::read(&self.fd, room) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => n,
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            bytes = bytes.saturating_add(n);
+            // The kernel writes the header; anything shorter cannot come from it.
+            let Ok((header, _)) = virtio_net::Header::parse(room.get(..n).unwrap_or_default())
+            else {
+                continue;
+            };
+            let meta = Meta {
+                checksum_settled: header.checksum_settled(),
+                gso_size: (header.gso != Gso::None).then_some(header.gso_size),
+            };
+            batch.commit(
+                virtio_net::HEADER_LEN,
+                n.saturating_sub(virtio_net::HEADER_LEN),
+                meta,
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(&mut self, frame: &FrameBuf) -> io::Result<()> {
+        loop {
+            match unistd::write(&self.fd, frame.with_header()) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
