@@ -61,8 +61,8 @@ pub trait Io {
     /// Deregister and close.
     fn close(&mut self, socket: Self::Socket);
 
-    /// Allow group destinations (SO_BROADCAST, outgoing interface as bound).
-    fn enable_groups(&mut self, socket: &Self::Socket, open: &Open<'_>);
+    /// Permit broadcast and multicast destinations.
+    fn enable_groups(&mut self, socket: &Self::Socket, ipv6: bool);
 
     /// As [`crate::udp::io::Io::set_dont_fragment`].
     fn set_dont_fragment(&mut self, socket: &Self::Socket, ipv6: bool, on: bool);

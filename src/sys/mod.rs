@@ -5,8 +5,10 @@
 //! exists because nix lacks the call, allocates on a path that must not, or hides an answer we need.
 
 pub mod cmsg;
+pub mod datagram;
 pub mod errqueue;
 pub mod ids;
+pub mod mmsg;
 pub mod process;
 pub mod scm;
 pub mod sigsys;

@@ -187,7 +187,12 @@ pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
     set_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)
 }
 
-fn read_option<T: Copy>(fd: BorrowedFd<'_>, level: c_int, name: c_int, into: T) -> io::Result<T> {
+pub(super) fn read_option<T: Copy>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    into: T,
+) -> io::Result<T> {
     let mut value = into;
     let mut len = len_of::<T>();
     let (fd, to) = (fd.as_raw_fd(), ptr::from_mut(&mut value).cast::<c_void>());

@@ -103,7 +103,7 @@ impl<S> State<S> {
                 // never connected, so that it can be shared.
                 if !had_port {
                     flow.socket = id;
-                    return self.populate(io, key, flow, &open);
+                    return self.populate(io, key, flow);
                 }
                 id
             }
@@ -115,9 +115,9 @@ impl<S> State<S> {
             .is_some_and(|s| s.groups_enabled || existing == Some(id))
             || flow.group
         {
-            return self.populate(io, key, flow, &open);
+            return self.populate(io, key, flow);
         }
-        self.connect(io, key, flow, &open)
+        self.connect(io, key, flow)
     }
 
     /// Add a flow to a socket that stays unconnected.
@@ -126,7 +126,6 @@ impl<S> State<S> {
         io: &mut I,
         key: Key,
         flow: Flow,
-        open: &Open<'_>,
     ) -> Result<FlowId, Refusal> {
         let (id, group) = (flow.socket, flow.group);
         let added = self
@@ -136,7 +135,7 @@ impl<S> State<S> {
             Some(socket) if group && !socket.groups_enabled => {
                 socket.groups_enabled = true;
                 if let Some(inner) = &socket.io {
-                    io.enable_groups(inner, open);
+                    io.enable_groups(inner, key.guest.is_ipv6());
                 }
             }
             _ => {}
@@ -150,7 +149,6 @@ impl<S> State<S> {
         io: &mut I,
         key: Key,
         mut flow: Flow,
-        open: &Open<'_>,
     ) -> Result<FlowId, Refusal> {
         let socket_id = flow.socket;
         let Some(inner) = self.sockets.get(socket_id).and_then(|s| s.io.as_ref()) else {
@@ -167,11 +165,11 @@ impl<S> State<S> {
             // The broadcast address of a network we do not know the prefix of.
             Err(Fault::Errno(libc::EACCES)) => {
                 flow.group = true;
-                self.populate(io, key, flow, open)
+                self.populate(io, key, flow)
             }
             Err(fault) => {
                 self.remove_socket(io, socket_id);
-                Err(refusal(open.ipv6, fault))
+                Err(refusal(key.guest.is_ipv6(), fault))
             }
         }
     }

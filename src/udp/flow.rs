@@ -71,7 +71,7 @@ pub(super) struct Socket<S> {
     /// It was prepared for groups.
     pub groups_enabled: bool,
     /// IP_MTU_DISCOVER as last set.
-    pub dont_fragment: bool,
+    pub dont_fragment: Option<bool>,
     /// It has filled a whole receive before.
     pub busy: bool,
     used: Instant,
@@ -88,7 +88,7 @@ impl<S> Socket<S> {
             binding,
             groups: 0,
             groups_enabled: false,
-            dont_fragment: false,
+            dont_fragment: None,
             busy: false,
             used: Instant(0),
             flows: NONE,

@@ -241,9 +241,9 @@ impl<S> Engine<S> {
         let flow = self.state.flows.get(id)?;
         let socket = self.state.sockets.get_mut(flow.socket)?;
         let ipv6 = flow.peer.end.is_ipv6();
-        if socket.dont_fragment != datagram.dont_fragment {
+        if socket.dont_fragment != Some(datagram.dont_fragment) {
             io.set_dont_fragment(socket.io.as_ref()?, ipv6, datagram.dont_fragment);
-            socket.dont_fragment = datagram.dont_fragment;
+            socket.dont_fragment = Some(datagram.dont_fragment);
         }
         // The default for multicast is 1 hop, whatever the guest wanted.
         let plain = datagram.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;

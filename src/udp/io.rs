@@ -71,7 +71,7 @@ pub struct Open<'c> {
     pub source: Option<IpAddr>,
     /// Bind to this interface.
     pub device: Option<&'c str>,
-    /// Scope of a link-local `source`, and interface of group traffic; 0: none.
+    /// Scope of a link-local `source`; 0: none.
     pub scope: u32,
     /// Try to bind to this port, and to one the kernel chooses if it is taken or not permitted; 0: do not try.
     pub port: u16,
@@ -143,7 +143,7 @@ pub struct Frame {
     pub tos: u8,
     /// Every datagram of the burst has this many bytes of payload, but the last, which may have fewer.
     pub segment: usize,
-    /// How many datagrams there are: 1..=[`MAX_SEGMENTS`].
+    /// How many datagrams there are: at least one, together at most 65,535 bytes.
     pub datagrams: usize,
 }
 
@@ -168,11 +168,11 @@ pub trait Io {
     fn close(&mut self, socket: Self::Socket);
 
     /// Get ready for multicast and broadcast destinations: SO_BROADCAST; IP_MULTICAST_ALL off; IP_PKTINFO, so that
-    /// [`Received::group`] is known; outgoing interface as bound.
-    fn enable_groups(&mut self, socket: &Self::Socket, open: &Open<'_>);
+    /// [`Received::group`] is known.
+    fn enable_groups(&mut self, socket: &Self::Socket, ipv6: bool);
 
     /// IP_MTU_DISCOVER: true: set DF and refuse what does not fit (IP_PMTUDISC_DO); false: never set DF
-    /// (IP_PMTUDISC_DONT; IPv6: fragment at the source as needed). New sockets do not set DF.
+    /// (IP_PMTUDISC_DONT; IPv6: fragment at the source as needed). Always called before the first send.
     fn set_dont_fragment(&mut self, socket: &Self::Socket, ipv6: bool, on: bool);
 
     /// Send the concatenation of `parts` as datagrams of `segment` bytes, the last possibly shorter, by one

@@ -43,6 +43,7 @@ mod flow;
 mod from_guest;
 mod from_socket;
 pub mod io;
+pub mod socket;
 
 use std::time::Duration;
 
