@@ -199,7 +199,7 @@ impl Range<()> {
         let (first, last) = (from / 64, to / 64);
         let head = u64::MAX << (from % 64);
         // 63 less the position, without a subtraction that could be asked about.
-        let tail = u64::MAX >> (to % 64 ^ 63);
+        let tail = u64::MAX >> ((to % 64) ^ 63);
         let masks = (first..=last).map(move |i| {
             let mask = if i == first { head } else { u64::MAX };
             if i == last { mask & tail } else { mask }

@@ -239,6 +239,12 @@ impl<'a> Writer<'a> {
         self.len
     }
 
+    /// Bytes that can still be written.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.out.len().saturating_sub(self.len)
+    }
+
     /// Never: there is always the header.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
