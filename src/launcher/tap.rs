@@ -31,17 +31,20 @@ pub struct TapDevice {
     pub offloads: Offloads,
 }
 
-/// There is no tap. The text is what a user reads: the established tool's words, then what helps.
+/// There is no tap. One line: the established tool's words, which callers know, then what helps.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The device cannot be opened.
-    #[error("Failed to open() {}: {}{}\nFailed to set up tap device in namespace", tun::DEVICE, .0.desc(), advice_for_device(*.0))]
+    #[error("{FAILED}: Failed to open() {}: {}{}", tun::DEVICE, .0.desc(), advice_for_device(*.0))]
     Device(Errno),
     /// The device is not what it should be.
-    #[error("{} does not answer as the tun driver does: {}\nFailed to set up tap device in namespace", tun::DEVICE, .0.desc())]
+    #[error("{FAILED}: {} does not answer as the tun driver does: {}", tun::DEVICE, .0.desc())]
     Driver(Errno),
     /// The interface cannot be had.
-    #[error("TUNSETIFF ioctl on {} failed: {}{}\nFailed to set up tap device in namespace", tun::DEVICE, .errno.desc(), advice_for_interface(*.errno, .name))]
+    #[error(
+        "{FAILED}: TUNSETIFF ioctl on {} failed: {}{}",
+        tun::DEVICE, .errno.desc(), advice_for_interface(*.errno, .name)
+    )]
     Attach {
         /// Interface name.
         name: String,
@@ -49,12 +52,14 @@ pub enum TapError {
         errno: Errno,
     },
     /// The interface is there, but not to be seen.
-    #[error("Failed to set up tap device in namespace: {0}")]
+    #[error("{FAILED}")]
     Netlink(#[from] NetlinkError),
     /// The interface has no Ethernet address, so it is no tap.
-    #[error("{0} has no Ethernet address\nFailed to set up tap device in namespace")]
+    #[error("{FAILED}: {0} has no Ethernet address")]
     NoAddress(String),
 }
+
+const FAILED: &str = "Failed to set up tap device in namespace";
 
 fn advice_for_device(errno: Errno) -> &'static str {
     match errno {

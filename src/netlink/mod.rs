@@ -16,25 +16,23 @@ mod message;
 mod nexthop;
 mod socket;
 
-use std::io;
-
 use nix::errno::Errno;
 
 pub use host::{link_by_name, query_host};
 pub use socket::{Batch, Refusal, Socket};
 
 /// The conversation with the kernel failed as such.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// No socket: unlikely outside a restrictive seccomp filter.
-    #[error("Failed to open a netlink socket: {}", describe(.0))]
-    Open(#[source] io::Error),
+    #[error("Failed to open a netlink socket: {}", .0.desc())]
+    Open(Errno),
     /// A request did not go out.
-    #[error("Failed to send a netlink request: {}", describe(.0))]
-    Send(#[source] io::Error),
+    #[error("Failed to send a netlink request: {}", .0.desc())]
+    Send(Errno),
     /// An answer did not come in.
-    #[error("Failed to receive a netlink answer: {}", describe(.0))]
-    Receive(#[source] io::Error),
+    #[error("Failed to receive a netlink answer: {}", .0.desc())]
+    Receive(Errno),
     /// The kernel refused a request for information.
     #[error("The kernel refused to list {what}: {}", .errno.desc())]
     Refused {
@@ -46,10 +44,4 @@ pub enum NetlinkError {
     /// No interface of that name.
     #[error("No interface named {0}")]
     NoSuchLink(String),
-}
-
-/// The reason as strerror(3) has it, without Rust's "(os error N)".
-fn describe(e: &io::Error) -> String {
-    e.raw_os_error()
-        .map_or_else(|| e.to_string(), |n| Errno::from_raw(n).desc().to_owned())
 }

@@ -52,7 +52,8 @@ impl Socket {
     /// # Errors
     /// [`NetlinkError::Open`].
     pub fn open() -> Result<Self, NetlinkError> {
-        let inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        let inner =
+            netlink_sys::Socket::new(NETLINK_ROUTE).map_err(|e| NetlinkError::Open(errno(&e)))?;
         // All three came after Linux 4.12 and only refine answers: without them we filter what we get
         // ourselves, skip what is echoed, and have no words from the kernel to quote.
         let _ = inner.set_netlink_get_strict_chk(true);
@@ -203,7 +204,7 @@ impl Socket {
             match self.inner.send_to(bytes, &kernel, 0) {
                 Ok(_) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(NetlinkError::Send(e)),
+                Err(e) => return Err(NetlinkError::Send(errno(&e))),
             }
         }
     }
@@ -217,10 +218,14 @@ impl Socket {
                 Ok((_, from)) if from.port_number() == 0 => return Ok(()),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(NetlinkError::Receive(e)),
+                Err(e) => return Err(NetlinkError::Receive(errno(&e))),
             }
         }
     }
+}
+
+fn errno(e: &io::Error) -> Errno {
+    Errno::from_raw(e.raw_os_error().unwrap_or(0))
 }
 
 /// What an `NLMSG_ERROR` or `NLMSG_DONE` says; `None`: all is well.
