@@ -267,6 +267,18 @@ pub fn visible_source(cfg: &Config, peer: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// Who reported an error, as the guest may know them: its own destination by the name the guest uses for it, any
+/// other router or host by [`visible_source`]. `peer` is the destination on the host's side, `remote` on the guest's.
+#[must_use]
+pub fn complainer(cfg: &Config, offender: Option<IpAddr>, peer: IpAddr, remote: IpAddr) -> IpAddr {
+    let shown = match offender {
+        Some(ip) if ip == peer => Some(remote),
+        Some(ip) => visible_source(cfg, ip),
+        None => router(cfg, remote.is_ipv6()),
+    };
+    shown.unwrap_or(remote)
+}
+
 /// The address the guest knows us by as a router, for errors that we report ourselves.
 #[must_use]
 pub fn router(cfg: &Config, ipv6: bool) -> Option<IpAddr> {

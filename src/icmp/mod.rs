@@ -10,6 +10,11 @@
     )
 )]
 
+mod echo;
+pub mod grace;
 pub mod io;
 pub mod quote;
 pub mod report;
+pub mod socket;
+
+pub use echo::Engine;

@@ -1,7 +1,5 @@
 //! What became of datagrams that were sent: the socket's error queue, as ICMP errors for the guest.
 
-use std::net::IpAddr;
-
 use super::Engine;
 use super::io::{Datagram, Io};
 use crate::addr::Endpoint;
@@ -108,7 +106,8 @@ impl<S> Engine<S> {
         if flow.group {
             return;
         }
-        let from = self.complainer(record, flow.peer.end.ip, key.remote.ip);
+        let from =
+            translate::complainer(&self.cfg, record.offender, flow.peer.end.ip, key.remote.ip);
         let quote = quote.finish_udp(
             &quote::Header {
                 src: key.guest,
@@ -122,14 +121,5 @@ impl<S> Engine<S> {
             kind,
             quote,
         });
-    }
-
-    /// The source of an error as the guest may know it: its destination under the name the guest uses for it.
-    fn complainer(&self, record: &Record, peer: IpAddr, remote: IpAddr) -> IpAddr {
-        match record.offender {
-            Some(ip) if ip == peer => remote,
-            Some(ip) => translate::visible_source(&self.cfg, ip).unwrap_or(remote),
-            None => translate::router(&self.cfg, remote.is_ipv6()).unwrap_or(remote),
-        }
     }
 }

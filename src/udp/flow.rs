@@ -11,6 +11,7 @@ use crate::clock::Instant;
 use crate::flow::id::{FlowId, Key};
 use crate::flow::table::Table;
 use crate::flow::timers::Wheel;
+use crate::icmp::grace::Grace;
 
 /// The end of a list.
 const NONE: FlowId = FlowId(u32::MAX);
@@ -32,8 +33,8 @@ pub(super) struct Flow {
     pub used: Instant,
     /// Largest datagram worth trying UDP_SEGMENT with; 0: it does not work here.
     pub gso_max: u16,
-    /// When the guest was told that its datagrams are too large; zero: never.
-    pub too_big_at: Instant,
+    /// Whether datagrams that are too big are delivered anyway.
+    pub grace: Grace,
     /// Which run of the batch being handled is this flow's; [`NO_RUN`] outside.
     pub run: u8,
     next: FlowId,
@@ -49,7 +50,7 @@ impl Flow {
             replied: false,
             used: now,
             gso_max: u16::MAX,
-            too_big_at: Instant(0),
+            grace: Grace::NEW,
             run: NO_RUN,
             next: NONE,
             previous: NONE,

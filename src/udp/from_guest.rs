@@ -21,13 +21,6 @@ use crate::stats::Drop;
 const CHUNK: usize = 64;
 /// What guests send with unless told otherwise, and what sockets do: not worth a control message.
 const DEFAULT_HOP_LIMIT: u8 = 64;
-/// No datagram of real networks is larger, so one that is exists only because the tap's MTU is.
-const ORDINARY_MTU: usize = 1500;
-/// For so long after the guest was told, large datagrams it had already sent are delivered anyway.
-const TOO_BIG_GRACE_US: u64 = 100_000;
-/// After so long the guest's kernel may have forgotten (it keeps a path MTU for ten minutes).
-const TOO_BIG_MEMORY_US: u64 = 300_000_000;
-
 /// The datagrams of one flow in a chunk: a list by position.
 #[derive(Clone, Copy)]
 struct Run {
@@ -348,12 +341,7 @@ impl<S> Engine<S> {
         }
     }
 
-    /// A datagram that must not be fragmented does not fit: tell the guest what would.
-    ///
-    /// The tap's MTU is far above that of real networks, so a guest's first large datagram to a destination would
-    /// always be lost here, where without us it would have been fragmented at its source. Such datagrams are
-    /// therefore delivered in fragments, once, until the guest's kernel has had the time to learn.
-    /// Anything that could be a probe for the path MTU of a real network is not.
+    /// A datagram that must not be fragmented does not fit: tell the guest what would. See [`crate::icmp::grace`].
     fn too_big<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
@@ -371,17 +359,14 @@ impl<S> Engine<S> {
         self.report_own(io, piece.of, Kind::too_big(how.ipv6, mtu.max(least)));
 
         let headers = if how.ipv6 { 48_usize } else { 28 };
-        let large = piece.payload.len().saturating_add(headers) > ORDINARY_MTU;
-        let Some(flow) = self.state.flows.get_mut(id) else {
-            return;
-        };
-        let since = now.micros().saturating_sub(flow.too_big_at.micros());
-        if flow.too_big_at == Instant(0) || since > TOO_BIG_MEMORY_US {
-            flow.too_big_at = now;
-        }
-        let told = now.micros().saturating_sub(flow.too_big_at.micros());
+        let len = piece.payload.len().saturating_add(headers);
+        let granted = self
+            .state
+            .flows
+            .get_mut(id)
+            .is_some_and(|flow| flow.grace.grants(now, len));
         match self.inner(id) {
-            Some(inner) if large && piece.of.dont_fragment && told <= TOO_BIG_GRACE_US => {
+            Some(inner) if granted && piece.of.dont_fragment => {
                 io.set_dont_fragment(inner, how.ipv6, false);
                 let (sent, _) = io.send_each(inner, how, &[IoSlice::new(piece.payload)]);
                 io.set_dont_fragment(inner, how.ipv6, true);
