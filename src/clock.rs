@@ -20,6 +20,15 @@ impl Instant {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
+    /// The instant `d` later; saturates.
+    #[must_use]
+    pub fn after(self, d: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+        )
+    }
+
     /// Microseconds since the origin.
     #[must_use]
     pub const fn micros(self) -> u64 {

@@ -7,7 +7,7 @@
 //! * registered *edge-triggered* for input, output and peer shutdown from `connect` until `close` or `reset`;
 //!   no registration call per event. The engine relies on these edges and on nothing else: input, whenever new
 //!   data or a FIN arrives; output, when the send buffer has room again after a `send` took less than it was
-//!   given, or after [`Io::rearm_writable`];
+//!   given;
 //! * TCP_NODELAY is on (the guest's kernel has already decided when to send), and so is SO_KEEPALIVE if the
 //!   host is to notice that a silent peer has gone.
 //!
@@ -199,10 +199,6 @@ pub trait Io {
 
     /// SO_MEMINFO.
     fn space(&mut self, socket: &Self::Socket) -> Space;
-
-    /// Make sure that an output edge comes once the socket can take data, *also* if it can right now
-    /// (`epoll_ctl(EPOLL_CTL_MOD)` with the same events does exactly this).
-    fn rearm_writable(&mut self, socket: &Self::Socket, id: FlowId);
 
     /// SO_ERROR, cleared.
     fn take_error(&mut self, socket: &Self::Socket) -> Option<SocketError>;
