@@ -71,6 +71,8 @@ impl Facts {
     pub const DEAD: Self = Self(1 << 22);
     /// In the engine's list for `BACKLOG`.
     pub const QUEUED: Self = Self(1 << 23);
+    /// An event said that the peer's FIN is in the socket, behind whatever data there is.
+    pub const PEER_FIN: Self = Self(1 << 24);
     /// Recovery began with a timeout.
     pub const TIMEOUT: Self = Self(1 << 21);
 
@@ -316,8 +318,8 @@ impl<S> Conn<S> {
             self.set(Facts::NEAR);
         }
         self.peer_rtt = info.rtt;
-        let low = u32::try_from(info.bytes_acked & 0xffff_ffff).unwrap_or(0);
-        let acked = Seq(low.wrapping_add(self.peer_base)).min(self.host_nxt);
+        let count = u32::try_from(info.bytes_acked & 0xffff_ffff).unwrap_or(0);
+        let acked = Seq(count.wrapping_add(self.peer_base)).min(self.host_nxt);
         if acked.gt(self.peer_acked) {
             self.peer_acked = acked;
             self.waiting_since = low(now);

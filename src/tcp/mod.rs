@@ -36,16 +36,13 @@ mod ack;
 mod conn;
 mod from_guest;
 mod handshake;
-mod io;
+pub mod io;
 mod keep;
 mod recovery;
 mod timer;
 mod to_guest;
 
-pub use io::{
-    ConnectError, Connecting, Info, Io, Outgoing, Readiness, Relayed, Segment, SocketError, Space,
-    Unreachable,
-};
+pub use io::{Io, Readiness, Segment};
 
 use std::collections::VecDeque;
 
@@ -58,6 +55,7 @@ use crate::stats::Drop;
 use crate::wire::tcp::{Flags, Seq};
 use conn::{Conn, Ctx, Facts};
 use from_guest::{Run, Verdict};
+use io::{ConnectError, SocketError};
 use keep::Pool;
 
 /// Most segments [`Engine::from_guest`] takes at a time; more are handled in several goes.
@@ -441,6 +439,9 @@ impl<S> Conn<S> {
     fn on_socket<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>, ready: Readiness) -> bool {
         if self.socket.is_none() {
             return true;
+        }
+        if ready.rdhup || ready.hup {
+            self.set(Facts::PEER_FIN);
         }
         if self.is(Facts::CONNECTING) {
             return self.on_connecting(ctx);

@@ -112,7 +112,8 @@ impl<S> Conn<S> {
                 self.set(Facts::MORE);
                 return;
             }
-            if sent.peeked < max {
+            // A FIN that was there along with the data has no edge of its own: it has to be looked for.
+            if sent.peeked < max && !self.is(Facts::PEER_FIN) {
                 self.clear(Facts::MORE);
                 return;
             }
