@@ -66,7 +66,7 @@ pub fn answer(
     }
 }
 
-/// The frame that says `target` is at our link-layer address.
+/// The frame that says `target` is at our link-layer address; it comes from `target`, as the real one's would.
 fn neighbor_advertisement(
     cfg: &Config,
     guest: Mac,
@@ -100,7 +100,7 @@ fn neighbor_advertisement(
             src: cfg.our_mac,
             dst: guest,
         },
-        our_link_local(v6),
+        target,
         src,
         len,
     )
@@ -256,7 +256,7 @@ mod tests {
             assert_eq!(got.is_some(), answered, "{src} asks for {target}");
             let Some(got) = got else { continue };
             assert_eq!((got.link.src, got.link.dst), (Mac::OURS, GUEST));
-            assert_eq!((got.src, got.dst), (ip("fe80::99"), ip(src)));
+            assert_eq!((got.src, got.dst), (ip(target), ip(src)));
             assert_eq!(
                 (got.message[0], &got.message[4..8]),
                 (136, &[0xe0, 0, 0, 0][..])
