@@ -7,6 +7,9 @@ mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     targets::l2_frame(data);
+    let mut repaired = data.to_vec();
+    targets::fix_v4(&mut repaired);
+    targets::l2_frame(&repaired);
     targets::offload_frame(data);
     targets::upper_layers(data);
 });
