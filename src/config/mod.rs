@@ -3,10 +3,16 @@
 //! [`Config`] is immutable after start-up. Every process gets the same value by fork; the data path reads
 //! addresses from it and nothing else decides policy. `Option` means "not there", never "ask somebody".
 
+mod dns;
 pub mod host;
 pub mod namespace;
+pub mod resolv;
 mod resolve;
 pub mod rules;
+mod summary;
+pub mod template;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -15,7 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Mac;
 
-pub use resolve::{ConfigError, Resolved};
+pub use resolve::{ConfigError, Environment, Notice, Resolved, resolve};
+pub use summary::summary;
 
 /// The default MTU of the tap, the largest an IPv4 tap interface takes in multiples the peers use.
 pub const DEFAULT_MTU: u16 = 65520;
