@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::stats::Drop;
+use crate::wire::dissect::{IpPacket, Upper};
 
 /// How long after its first fragment a datagram may still be completed: Linux' `ipfrag_time`.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,6 +62,28 @@ pub struct Fragment<'a> {
     pub more: bool,
     /// Its payload, without padding of the link layer.
     pub payload: &'a [u8],
+}
+
+impl<'a> Fragment<'a> {
+    /// The fragment that a packet is, if it is one.
+    #[must_use]
+    pub fn of(ip: &IpPacket<'a>) -> Option<Self> {
+        let (Some(info), Upper::Fragment { protocol, payload }) = (ip.fragment, ip.upper) else {
+            return None;
+        };
+        let key = Key {
+            src: ip.src,
+            dst: ip.dst,
+            ident: info.ident,
+            protocol,
+        };
+        Some(Self {
+            key,
+            offset: info.offset,
+            more: info.more,
+            payload,
+        })
+    }
 }
 
 impl Fragment<'_> {
@@ -675,6 +698,98 @@ mod tests {
                 Outcome::Complete(&whole),
                 "{i}"
             );
+        }
+    }
+
+    /// A frame with a piece of a UDP datagram, as the guest's kernel would send it.
+    fn frame(v6: bool, whole: &[u8], start: usize, end: usize) -> Vec<u8> {
+        use crate::addr::Mac;
+        use crate::wire::{PROTOCOL_UDP, ethernet, ipv4, ipv6};
+        let more = end < whole.len();
+        let (offset, len) = (u16::try_from(start).unwrap(), end - start);
+        let ethertype = if v6 {
+            ethernet::ETHERTYPE_IPV6
+        } else {
+            ethernet::ETHERTYPE_IPV4
+        };
+        let mut out = vec![0; 100];
+        let mut at = ethernet::Header {
+            dst: Mac::OURS,
+            src: Mac([2; 6]),
+            ethertype,
+        }
+        .emit(&mut out)
+        .unwrap();
+        at += if v6 {
+            let fragment = Some(ipv6::Fragment {
+                ident: 9,
+                offset,
+                more,
+            });
+            let (src, dst) = (
+                "2001:db8::5".parse().unwrap(),
+                "2001:db8::1".parse().unwrap(),
+            );
+            ipv6::Repr {
+                fragment,
+                ..ipv6::Repr::new(src, dst, PROTOCOL_UDP, len)
+            }
+            .emit(&mut out[at..])
+            .unwrap()
+        } else {
+            let (src, dst) = (
+                "192.0.2.5".parse().unwrap(),
+                "198.51.100.1".parse().unwrap(),
+            );
+            let repr = ipv4::Repr::new(src, dst, PROTOCOL_UDP, len);
+            ipv4::Repr {
+                ident: 9,
+                dont_fragment: false,
+                more_fragments: more,
+                fragment_offset: offset,
+                ..repr
+            }
+            .emit(&mut out[at..])
+            .unwrap()
+        };
+        out.truncate(at);
+        out.extend(&whole[start..end]);
+        out
+    }
+
+    #[test]
+    fn from_frames_to_a_datagram() {
+        use crate::wire::dissect::{Body, dissect, reassembled};
+        // Ports 1000 and 2000, no checksum (allowed in IPv4), 21 bytes of payload.
+        let datagram = [&[3, 232, 7, 208, 0, 29, 0, 0][..], b"in three small pieces"].concat();
+        for v6 in [false, true] {
+            let mut r = Reassembler::with_capacity(1);
+            let mut whole = None;
+            for (start, end) in [(16, 29), (0, 8), (8, 16)] {
+                let frame = frame(v6, &datagram, start, end);
+                let Body::Ip(ip) = dissect(&frame).unwrap().body else {
+                    panic!()
+                };
+                let fragment = Fragment::of(&ip).unwrap();
+                if let Outcome::Complete(payload) = r.insert(T0, &fragment) {
+                    whole = Some(payload.to_vec());
+                    if v6 {
+                        assert_eq!(
+                            reassembled(ip.src, ip.dst, fragment.key.protocol, payload),
+                            Err(Drop::Checksum)
+                        );
+                        continue;
+                    }
+                    match reassembled(ip.src, ip.dst, fragment.key.protocol, payload).unwrap() {
+                        Upper::Udp { repr, payload } => {
+                            assert_eq!((repr.src_port, repr.dst_port), (1000, 2000));
+                            assert_eq!(payload, b"in three small pieces");
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            assert_eq!(whole.unwrap(), datagram);
         }
     }
 

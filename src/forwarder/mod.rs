@@ -1,1 +1,146 @@
-//! forwarder
+//! The process that handles what the guest and the network send: all translation, no privilege.
+//!
+//! It is born by fork, allocates everything it will ever need ([`Forwarder::prepare`]), is confined by the
+//! sandbox stages, and only then ([`Forwarder::run`], which demands the proof of confinement) tells the monitor
+//! that it is ready, waits for "go" and reads its first byte from the guest. After that it allocates nothing,
+//! opens nothing and asks nobody: connect(2) and socket(2) for INET families are all the reach it has.
+//!
+//! | file | question it answers |
+//! |---|---|
+//! | `run` | what happens in one wake-up? |
+//! | `worker` | where does a frame from the guest go? |
+//! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
+//! | `token` | what does an epoll event refer to? |
+//!
+//! A [`worker::Worker`] owns all it touches: tap queue, event set, flow tables, buffers. Several of them would
+//! need no lock between them.
+//!
+//! It ends when the monitor does (end of file on their socket pair) or when the tap fails; it must never end for
+//! anything a guest or a peer sends, nor for want of descriptors or memory.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod advertise;
+mod host;
+mod icmp_io;
+mod link;
+mod run;
+mod tcp_io;
+mod token;
+mod udp_io;
+mod worker;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+use self::run::Clock;
+use self::token::Token;
+use self::worker::Worker;
+use crate::config::Config;
+use crate::ipc::{ForwarderLink, IpcError};
+use crate::pcap::Pcap;
+use crate::sandbox::Confined;
+use crate::sys::tun::Offloads;
+use crate::tap::Tap;
+use crate::tap::tun::Tun;
+
+/// Why the forwarder could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwarderError {
+    /// epoll could not be set up.
+    #[error("Can't set up event polling")]
+    Poll(#[source] io::Error),
+    /// The capture file could not be written.
+    #[error("Can't write to packet capture file")]
+    Pcap(#[source] io::Error),
+    /// Waiting for events failed.
+    #[error("Waiting for events failed")]
+    Wait(#[source] io::Error),
+    /// The tap is gone.
+    #[error("Reading from the tap failed")]
+    Tap(#[source] io::Error),
+    /// The monitor said something unexpected, or died before "go".
+    #[error("Lost the monitor")]
+    Monitor(#[source] IpcError),
+}
+
+/// What the forwarder starts with.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The tap, non-blocking, offloads set.
+    pub tap: OwnedFd,
+    /// Which offloads those are.
+    pub offloads: Offloads,
+    /// Our end of the pair with the monitor.
+    pub control: OwnedFd,
+    /// The capture file (`-p`).
+    pub pcap: Option<OwnedFd>,
+    /// Random bytes for the keyed hash and initial sequence numbers.
+    pub seed: [u8; 16],
+    /// Most descriptors this process may have open.
+    pub nofile: u64,
+}
+
+/// The forwarder, ready to run.
+#[derive(Debug)]
+pub struct Forwarder {
+    link: ForwarderLink,
+    clock: Clock,
+    worker: Worker,
+}
+
+impl Forwarder {
+    /// Allocate and register everything. To be called before confinement.
+    ///
+    /// # Errors
+    /// epoll or the capture file cannot be set up.
+    pub fn prepare(config: Config, inherited: Inherited) -> Result<Self, ForwarderError> {
+        let poll = |e: nix::Error| ForwarderError::Poll(e.into());
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(poll)?;
+        let link = ForwarderLink::new(inherited.control);
+        let offloads = crate::tap::Offloads {
+            tso: inherited.offloads.csum && inherited.offloads.tso4 && inherited.offloads.tso6,
+            uso: inherited.offloads.csum && inherited.offloads.uso,
+        };
+        let tap = Tap::Tun(Tun::new(inherited.tap, offloads));
+        let register = |fd: std::os::fd::BorrowedFd<'_>, token: Token| {
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_raw()))
+        };
+        register(link.as_fd(), Token::Monitor).map_err(poll)?;
+        register(tap.as_fd(), Token::Tap).map_err(poll)?;
+        let pcap = match inherited.pcap {
+            Some(fd) => Pcap::start(fd).map_err(ForwarderError::Pcap)?,
+            None => Pcap::off(),
+        };
+        let worker = Worker::new(config, tap, epoll, pcap, inherited.seed, inherited.nofile);
+        Ok(Self {
+            link,
+            clock: Clock::start(),
+            worker,
+        })
+    }
+
+    /// Report readiness, wait for the monitor's "go", then carry traffic until the monitor goes away.
+    ///
+    /// # Errors
+    /// See [`ForwarderError`]; end of file from the monitor after "go" is success.
+    pub fn run(mut self, confined: &Confined) -> Result<(), ForwarderError> {
+        self.link
+            .ready(confined.achieved().bits())
+            .map_err(ForwarderError::Monitor)?;
+        self.link.wait_go().map_err(ForwarderError::Monitor)?;
+        self.worker.begin(self.clock.now());
+        self.event_loop()
+    }
+}

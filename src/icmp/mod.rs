@@ -16,5 +16,7 @@ pub mod io;
 pub mod quote;
 pub mod report;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use echo::Engine;

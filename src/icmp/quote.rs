@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use crate::addr::Endpoint;
-use crate::wire::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, ipv4, ipv6, udp};
+use crate::wire::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, checksum, ipv4, ipv6, udp};
 
 /// Where the transport header starts: room for an IPv6 header in front.
 const TRANSPORT: usize = ipv6::HEADER_LEN;
@@ -82,14 +82,8 @@ impl Quote {
         let ipv6 = header.src.is_ipv6();
         let len = len.min(self.message(ipv6).len());
         if let Some([_, _, c0, c1, i0, i1]) = self.buf.get_mut(TRANSPORT..TRANSPORT + 6) {
-            // RFC 1624: HC' = ~(~HC + ~m + m').
             let [old, sum] = [[*i0, *i1], [*c0, *c1]].map(u16::from_be_bytes);
-            let wide = u32::from(!sum)
-                .saturating_add(u32::from(!old))
-                .saturating_add(u32::from(header.src.port));
-            let once = (wide & 0xffff).saturating_add(wide >> 16);
-            let twice = (once & 0xffff).saturating_add(once >> 16);
-            [*c0, *c1] = (!u16::try_from(twice & 0xffff).unwrap_or(0)).to_be_bytes();
+            [*c0, *c1] = checksum::update(sum, old, header.src.port).to_be_bytes();
             [*i0, *i1] = header.src.port.to_be_bytes();
         }
         self.finish(

@@ -85,3 +85,63 @@ impl Socket {
         let _ = stream::take_error(self.as_fd());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::addr::Endpoint;
+
+    fn echo(seq: u8) -> Vec<u8> {
+        let mut message = vec![8, 0, 0, 0, 0, 0, 0, seq];
+        message.extend([0x55; 3000]);
+        message
+    }
+
+    /// Needs a ping_group_range that includes the tester: where it does not, the kernel must say so.
+    #[test]
+    fn loopback_answers_with_our_identifier() {
+        for (address, ipv6) in [("127.0.0.1", false), ("::1", true)] {
+            let open = Open {
+                ipv6,
+                source: None,
+                device: None,
+                scope: 0,
+                port: 54_321,
+            };
+            let (socket, ident) = match Socket::open(&open) {
+                Err(fault) => {
+                    assert_eq!(fault, Fault::Errno(libc::EACCES));
+                    continue;
+                }
+                Ok(opened) => opened,
+            };
+            assert_eq!(ident, 54_321);
+            let (_second, other) = Socket::open(&open).unwrap();
+            assert_ne!(other, ident);
+            let to = Peer {
+                end: Endpoint::new(address.parse().unwrap(), 0),
+                scope: 0,
+            };
+            let how = Send {
+                to: None,
+                hop_limit: Some(3),
+                tos: 0,
+                ipv6,
+            };
+            let mut request = echo(7);
+            request[0] = if ipv6 { 128 } else { 8 };
+            socket.set_dont_fragment(ipv6, false);
+            socket.send(to, &how, &request).unwrap();
+            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(), 1);
+            let mut buf = vec![0; 65_536];
+            let reply = socket.receive(&mut Scratch::new(), &mut buf).unwrap();
+            assert_eq!((reply.from, reply.len), (to.end.ip, request.len()));
+            assert_eq!(buf[0], if ipv6 { 129 } else { 0 });
+            assert_eq!(buf[4..6], 54_321_u16.to_be_bytes());
+            assert_eq!(buf[6..reply.len], request[6..]);
+        }
+    }
+}

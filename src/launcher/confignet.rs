@@ -30,6 +30,7 @@ use super::tap::TapDevice;
 use crate::addr::Mac;
 use crate::config::namespace::{NamespaceSetup, SetupAddress, SetupHop, SetupRoute};
 use crate::netlink::{Batch, NetlinkError, Refusal, Socket};
+use crate::tap::QUEUE_LENGTH;
 
 const RTM_SETLINK: u16 = 19;
 const RTM_NEWADDR: u16 = 20;
@@ -38,8 +39,6 @@ const RTM_NEWROUTE: u16 = 24;
 const LOOPBACK: u32 = 1;
 /// `RTPROT_KERNEL`: a route that came with an address.
 const PROTOCOL_KERNEL: u8 = 2;
-/// Packets the tap queues for us before the kernel drops: bursts of super-frames of many flows fit.
-const QUEUE_LEN: u32 = 4096;
 /// Largest MTU of a tap: 65535 less an Ethernet header.
 const MTU_MAX: u16 = 65521;
 
@@ -247,7 +246,7 @@ fn with_mac(index: u32, mac: Mac) -> LinkMessage {
 }
 
 fn with_queue(index: u32) -> LinkMessage {
-    with(index, LinkAttribute::TxQueueLen(QUEUE_LEN))
+    with(index, LinkAttribute::TxQueueLen(QUEUE_LENGTH))
 }
 
 fn generation(mode: In6AddrGenMode) -> LinkAttribute {

@@ -36,10 +36,10 @@ const FOREVER: [u8; 4] = [0xff; 4];
 const FQDN_HEAD: [u8; 3] = [0x04, 0xff, 0xff];
 
 /// The frame with the reply to `payload`, which `guest` sent to port 67; its length. `None` when there is
-/// nothing to reply.
+/// nothing to reply, or the service is off.
 #[must_use]
 pub fn answer(cfg: &Config, guest: Mac, payload: &[u8], out: &mut [u8]) -> Option<usize> {
-    let v4 = cfg.v4.as_ref()?;
+    let v4 = cfg.v4.as_ref().filter(|_| cfg.services.dhcp)?;
     let server = v4.our_addr.or(v4.gateway)?;
     let (request, options) = Header::parse(payload).ok()?;
     if request.op != OP_REQUEST {

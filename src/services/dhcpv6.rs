@@ -44,7 +44,7 @@ pub fn answer(
     payload: &[u8],
     out: &mut [u8],
 ) -> Option<usize> {
-    let v6 = cfg.v6.as_ref()?;
+    let v6 = cfg.v6.as_ref().filter(|_| cfg.services.dhcpv6)?;
     let request = Message::parse(payload).ok()?;
     let server = server_id(cfg.our_mac);
     if src.is_unspecified() || src.is_multicast() || !is_for_us(&request, &server) {

@@ -54,8 +54,8 @@ impl Answer {
 
 /// Answer `packet` into `out`, if it is for one of the services. The checksum must have been looked at before.
 ///
-/// ARP and neighbour discovery are always for us, answered or not: neither makes sense beyond the link.
-/// DHCP is traffic like any other when the service is off.
+/// What is for a service that is off is taken and not answered: none of these protocols makes sense beyond the link, and
+/// the host's own DHCP server must not see the guest's requests.
 #[must_use]
 pub fn answer(cfg: &Config, packet: &Packet<'_>, out: &mut [u8]) -> Answer {
     let guest = packet.eth.src;
@@ -79,11 +79,13 @@ pub fn answer(cfg: &Config, packet: &Packet<'_>, out: &mut [u8]) -> Answer {
 /// Is this datagram for the DHCP server? What a client sends is, wherever it sends it, since there is no
 /// other server it could have a lease from; what others send to the port, if it is for everybody or for us.
 fn is_dhcp(cfg: &Config, ip: &IpPacket<'_>, udp: &udp::Repr) -> bool {
-    let Some(v4) = cfg.v4.as_ref().filter(|_| cfg.services.dhcp) else {
-        return false;
-    };
     let ours = |address: IpAddr| {
-        let ours = [v4.our_addr, v4.gateway, Some(Ipv4Addr::BROADCAST)];
+        let v4 = cfg.v4.as_ref();
+        let ours = [
+            Some(Ipv4Addr::BROADCAST),
+            v4.and_then(|v4| v4.our_addr),
+            v4.and_then(|v4| v4.gateway),
+        ];
         ours.into_iter().flatten().any(|a| IpAddr::V4(a) == address)
     };
     udp.dst_port == dhcp4::SERVER_PORT && (udp.src_port == dhcp4::CLIENT_PORT || ours(ip.dst))
@@ -91,11 +93,12 @@ fn is_dhcp(cfg: &Config, ip: &IpPacket<'_>, udp: &udp::Repr) -> bool {
 
 /// Is this datagram for the DHCPv6 server?
 fn is_dhcpv6(cfg: &Config, ip: &IpPacket<'_>, udp: &udp::Repr) -> bool {
-    let Some(v6) = cfg.v6.as_ref().filter(|_| cfg.services.dhcpv6) else {
-        return false;
-    };
-    let ours = [dhcp6::ALL_SERVERS, our_link_local(v6)];
-    udp.dst_port == dhcp6::SERVER_PORT && ours.into_iter().any(|a| IpAddr::V6(a) == ip.dst)
+    let ours = [
+        Some(dhcp6::ALL_SERVERS),
+        cfg.v6.as_ref().map(our_link_local),
+    ];
+    udp.dst_port == dhcp6::SERVER_PORT
+        && ours.into_iter().flatten().any(|a| IpAddr::V6(a) == ip.dst)
 }
 
 /// The address we speak from on the link: the gateway, if that is what the guest takes us for by a
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_are_off() {
+    fn services_that_are_off_take_and_stay_silent() {
         let mut cfg = samples::config();
         cfg.services.dhcp = false;
         cfg.services.dhcpv6 = false;
@@ -307,15 +310,15 @@ mod tests {
         let dhcpv6 = udp("[fe80::ad]:546", "[ff02::1:2]:547", &solicit());
         let ns = icmpv6("fe80::ad", "ff02::1:ff00:77", &neighbor_solicit());
         let rs = icmpv6("fe80::ad", "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(show(&cfg, &dhcp), Answer::NotMine);
-        assert_eq!(show(&cfg, &dhcpv6), Answer::NotMine);
+        assert_eq!(show(&cfg, &dhcp), Answer::Consumed);
+        assert_eq!(show(&cfg, &dhcpv6), Answer::Consumed);
         assert_eq!(show(&cfg, &ns), Answer::Consumed);
         assert_eq!(show(&cfg, &rs), Answer::Consumed);
         let mut cfg = samples::config();
         cfg.v4 = None;
         cfg.v6 = None;
-        assert_eq!(show(&cfg, &dhcp), Answer::NotMine);
-        assert_eq!(show(&cfg, &dhcpv6), Answer::NotMine);
+        assert_eq!(show(&cfg, &dhcp), Answer::Consumed);
+        assert_eq!(show(&cfg, &dhcpv6), Answer::Consumed);
         assert_eq!(show(&cfg, &ns), Answer::Consumed);
         assert_eq!(show(&cfg, &rs), Answer::Consumed);
         assert_eq!(show(&cfg, &arp([192, 0, 2, 1])), Answer::Consumed);

@@ -50,10 +50,10 @@ pub fn answer(
     out: &mut [u8],
 ) -> Option<usize> {
     match message {
-        Repr::NeighborSolicit { target, .. } if cfg.services.ndp => {
+        Repr::NeighborSolicit { target, .. } => {
             neighbor_advertisement(cfg, guest, src, *target, out)
         }
-        Repr::RouterSolicit { .. } if cfg.services.ra => {
+        Repr::RouterSolicit { .. } => {
             // Who has no address yet cannot be answered at it.
             let dst = if src.is_unspecified() {
                 ALL_NODES
@@ -66,7 +66,7 @@ pub fn answer(
     }
 }
 
-/// The frame that says `target` is at our link-layer address.
+/// The frame that says `target` is at our link-layer address; it comes from `target`, as the real one's would.
 fn neighbor_advertisement(
     cfg: &Config,
     guest: Mac,
@@ -74,7 +74,7 @@ fn neighbor_advertisement(
     target: Ipv6Addr,
     out: &mut [u8],
 ) -> Option<usize> {
-    let v6 = cfg.v6.as_ref()?;
+    let v6 = cfg.v6.as_ref().filter(|_| cfg.services.ndp)?;
     let own = v6.addr == Some(target) || target == src;
     let impossible = target.is_unspecified() || target.is_loopback() || target.is_multicast();
     if own || impossible || src.is_unspecified() {
@@ -100,17 +100,20 @@ fn neighbor_advertisement(
             src: cfg.our_mac,
             dst: guest,
         },
-        our_link_local(v6),
+        target,
         src,
         len,
     )
 }
 
 /// The frame with a router advertisement for `dst`, or for everybody ([`ALL_NODES`]); its length. `None` when
-/// IPv6 is off or `out` is too small for the least of it.
+/// IPv6, neighbour discovery or advertisements are off, or `out` is too small for the least of it.
 #[must_use]
 pub fn router_advertisement(cfg: &Config, dst: (Mac, Ipv6Addr), out: &mut [u8]) -> Option<usize> {
-    let v6 = cfg.v6.as_ref()?;
+    let v6 = cfg
+        .v6
+        .as_ref()
+        .filter(|_| cfg.services.ndp && cfg.services.ra)?;
     let message = Repr::RouterAdvert {
         hop_limit: HOP_LIMIT,
         managed: cfg.services.dhcpv6 && v6.addr.is_some(),
@@ -256,7 +259,7 @@ mod tests {
             assert_eq!(got.is_some(), answered, "{src} asks for {target}");
             let Some(got) = got else { continue };
             assert_eq!((got.link.src, got.link.dst), (Mac::OURS, GUEST));
-            assert_eq!((got.src, got.dst), (ip("fe80::99"), ip(src)));
+            assert_eq!((got.src, got.dst), (ip(target), ip(src)));
             assert_eq!(
                 (got.message[0], &got.message[4..8]),
                 (136, &[0xe0, 0, 0, 0][..])
@@ -355,7 +358,7 @@ mod tests {
         assert!(solicit(&cfg, "fe80::ad", "fe80::1").is_some());
         cfg.services.ra = true;
         cfg.services.ndp = false;
-        assert!(advert(&cfg, "fe80::ad").is_some());
+        assert!(advert(&cfg, "fe80::ad").is_none());
         assert!(solicit(&cfg, "fe80::ad", "fe80::1").is_none());
         cfg.services.ndp = true;
         cfg.v6 = None;

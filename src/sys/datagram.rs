@@ -120,6 +120,8 @@ pub fn open_ping(options: &OpenOptions<'_>) -> io::Result<(OwnedFd, u16)> {
         SockProtocol::Icmp
     };
     let fd = nix::sys::socket::socket(options.family(), SockType::Datagram, flags, protocol)?;
+    // The kernel makes ping sockets with it set: two could have one identifier, and replies would all go to one.
+    set_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 0)?;
     common(&fd, options)?;
     if bind_any(&fd, options)? && options.port != 0 {
         return Ok((fd, options.port));

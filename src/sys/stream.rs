@@ -23,13 +23,11 @@ const SO_MEMINFO: c_int = 55;
 
 #[expect(
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "the constants are 2 and 10"
 )]
 const FAMILY_V4: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
 #[expect(
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "the constants are 2 and 10"
 )]
 const FAMILY_V6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;

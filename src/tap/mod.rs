@@ -28,6 +28,9 @@ use self::batch::Inbound;
 use self::frame::FrameBuf;
 use self::tun::Tun;
 
+/// Frames the link keeps for us between two reads: what `launcher::confignet` sets the tap to.
+pub const QUEUE_LENGTH: u32 = 4096;
+
 /// What the link does for us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Offloads {

@@ -266,25 +266,33 @@ impl<S> Engine<S> {
         group: &[Piece<'_>],
     ) {
         let size = group.first().map_or(0, |p| p.payload.len());
-        let (Some(inner), Ok(segment)) = (self.inner(id), u16::try_from(size)) else {
-            return;
-        };
-        match io.send_segments(inner, how, &slices(group), segment) {
-            Ok(()) => return,
-            Err(Fault::WouldBlock | Fault::NoDescriptor) => {
-                for _ in group {
-                    io.drop(Drop::QueueFull);
-                }
+        let segment = u16::try_from(size).unwrap_or(u16::MAX);
+        for retried in [false, true] {
+            let Some(inner) = self.inner(id) else {
                 return;
+            };
+            match io.send_segments(inner, how, &slices(group), segment) {
+                Ok(()) => return,
+                Err(Fault::WouldBlock | Fault::NoDescriptor) => {
+                    for _ in group {
+                        io.drop(Drop::QueueFull);
+                    }
+                    return;
+                }
+                Err(Fault::TooBig | Fault::Errno(libc::EINVAL)) => {
+                    self.limit_gso(id, segment.saturating_sub(1));
+                    break;
+                }
+                Err(Fault::Errno(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => {
+                    self.limit_gso(id, 0);
+                    break;
+                }
+                // Most likely the fate of an earlier datagram.
+                Err(Fault::Errno(_)) if !retried => {
+                    self.read_errors_of_flow(io, id);
+                }
+                Err(Fault::Errno(_)) => {}
             }
-            Err(Fault::TooBig | Fault::Errno(libc::EINVAL)) => {
-                self.limit_gso(id, segment.saturating_sub(1));
-            }
-            Err(Fault::Errno(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)) => {
-                self.limit_gso(id, 0);
-            }
-            // Most likely the fate of an earlier datagram: sending one by one finds out.
-            Err(Fault::Errno(_)) => {}
         }
         self.send_singles(io, now, id, how, group);
     }

@@ -91,11 +91,13 @@ impl<S> State<S> {
         id: FlowId,
         messages: &[Received],
     ) {
-        let mut known: Option<(Endpoint, Ends)> = None;
+        let mut known: Option<(Endpoint, bool, Ends)> = None;
         let mut first = 0_usize;
         while let Some((message, behind)) = messages.get(first..).and_then(<[_]>::split_first) {
             let ends = match known {
-                Some((from, ends)) if from == message.from => Ok(ends),
+                Some((from, group, ends)) if from == message.from && group == message.group => {
+                    Ok(ends)
+                }
                 _ => self.resolve(now, cfg, id, message),
             };
             let mut count = 1;
@@ -103,7 +105,7 @@ impl<S> State<S> {
                 Err(why) => io.drop(why),
                 Ok(_) if message.truncated => io.drop(Drop::Truncated),
                 Ok(ends) => {
-                    known = Some((message.from, ends));
+                    known = Some((message.from, message.group, ends));
                     let run = Run::new(message, behind);
                     count = run.messages;
                     let frame = Frame {
@@ -209,6 +211,7 @@ impl Run {
         for next in behind {
             let fits = next.segment == size || (next.len == next.segment && next.len < size);
             let alike = next.from == message.from
+                && next.group == message.group
                 && next.tos == message.tos
                 && !next.truncated
                 && next.len > 0;

@@ -39,11 +39,15 @@
 
 mod create;
 mod errors;
+#[cfg(test)]
+pub(crate) mod fake;
 mod flow;
 mod from_guest;
 mod from_socket;
 pub mod io;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -9,6 +9,9 @@
 //! [`reassembled`] reads the result. Checksums over payload are left alone, because a tap with offloads
 //! hands over frames that never had one: see [`IpPacket::verify_upper_checksum`].
 //!
+//! The result is some 200 bytes; the functions on the way are inlined so that it is built where it is to
+//! stay instead of being handed up layer by layer (measured: a quarter of the time).
+//!
 //! No policy here: whether a source or a destination is acceptable is decided elsewhere.
 
 use std::net::IpAddr;
@@ -122,6 +125,7 @@ pub fn dissect(frame: &[u8]) -> Result<Packet<'_>, Drop> {
 }
 
 /// Take an IPv4 packet apart.
+#[inline(always)]
 fn ip_v4(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
     let (repr, payload) = ipv4::Repr::parse(data)?;
     let (header, l3) = split(data, repr.header_len, payload)?;
@@ -147,6 +151,7 @@ fn ip_v4(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
 }
 
 /// Take an IPv6 packet apart.
+#[inline(always)]
 fn ip_v6(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
     let (repr, payload) = ipv6::Repr::parse(data)?;
     let (header, l3) = split(data, repr.header_len, payload)?;
@@ -202,6 +207,7 @@ fn part(info: FragmentInfo, protocol: u8, payload: &[u8]) -> Result<Upper<'_>, D
 }
 
 /// Read what an unfragmented packet carries.
+#[inline(always)]
 fn upper(is_v6: bool, protocol: u8, data: &[u8]) -> Result<Upper<'_>, Drop> {
     match (protocol, is_v6) {
         (PROTOCOL_TCP, _) => {

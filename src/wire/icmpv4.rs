@@ -175,7 +175,7 @@ impl Error {
         rest: [0; 4],
     };
 
-    /// The destination cannot be reached; `code` is one of [`unreachable`], 0..=15.
+    /// The destination cannot be reached; `code` is one of [`mod@unreachable`], 0..=15.
     #[must_use]
     pub const fn unreachable(code: u8) -> Self {
         Self {

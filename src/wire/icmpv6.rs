@@ -140,7 +140,7 @@ impl Error {
         rest: 0,
     };
 
-    /// The destination cannot be reached; `code` is one of [`unreachable`], 0..=8.
+    /// The destination cannot be reached; `code` is one of [`mod@unreachable`], 0..=8.
     #[must_use]
     pub const fn unreachable(code: u8) -> Self {
         Self {

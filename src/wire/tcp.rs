@@ -443,6 +443,7 @@ impl Repr {
     /// # Errors
     /// [`Drop::Truncated`] if the header is not all there; [`Drop::Malformed`] if its length is below 20
     /// or an option's length is impossible.
+    #[inline(always)]
     pub fn parse(data: &[u8]) -> Result<(Self, &[u8]), Drop> {
         let (raw, rest) = Raw::ref_from_prefix(data).map_err(|_| Drop::Truncated)?;
         let options_len = usize::from(raw.data_offset >> 4)

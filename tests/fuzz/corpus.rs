@@ -21,7 +21,7 @@ use std::path::Path;
 use passt::addr::Endpoint;
 use passt::wire::dissect::{Body, IpPacket, Upper, dissect, reassembled};
 use passt::wire::frame::{Checksum, Template};
-use passt::wire::{checksum, ethernet, icmpv6, put_u16, tcp};
+use passt::wire::{checksum, icmpv6, put_u16, tcp};
 
 /// Beyond this many bytes a mutation only changes payload.
 const INTERESTING: usize = 200;
@@ -55,19 +55,6 @@ fn ip(frame: &[u8]) -> IpPacket<'_> {
     match dissect(frame).unwrap().body {
         Body::Ip(packet) => packet,
         Body::Arp(repr) => panic!("{repr:?}"),
-    }
-}
-
-/// Make a changed IPv4 header acceptable again, so that mutations reach what is behind it.
-fn fix_v4(frame: &mut [u8]) {
-    if frame.len() < 34 || frame[12..14] != ethernet::ETHERTYPE_IPV4.to_be_bytes() {
-        return;
-    }
-    let end = 14 + usize::from(frame[14] & 15) * 4;
-    if end <= frame.len() {
-        frame[24..26].fill(0);
-        let sum = checksum::sum(&frame[14..end]).finish();
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
     }
 }
 
@@ -223,7 +210,7 @@ fn every_bit_flipped() {
             let mut frame = frame.clone();
             frame[bit / 8] ^= 1 << (bit % 8);
             run(&frame);
-            fix_v4(&mut frame);
+            targets::fix_v4(&mut frame);
             run(&frame);
         }
     }
@@ -293,7 +280,7 @@ fn mutated_at_random() {
                 frame.push(0);
             }
         }
-        fix_v4(&mut frame);
+        targets::fix_v4(&mut frame);
         run(&frame);
         targets::offload_frame(&frame);
     }

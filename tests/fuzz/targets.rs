@@ -4,12 +4,25 @@
 //! can call the same functions with inputs of its own.
 
 use passt::wire::dissect::{Body, IpPacket, Packet, Upper, dissect, reassembled};
-use passt::wire::{arp, ethernet, icmpv4, icmpv6, ipv4, ipv6, ndp, tcp, udp, virtio_net};
+use passt::wire::{arp, checksum, ethernet, icmpv4, icmpv6, ipv4, ipv6, ndp, tcp, udp, virtio_net};
 
 /// Does `inner` lie inside `outer`, as memory?
 fn inside(outer: &[u8], inner: &[u8]) -> bool {
     let (outer, inner) = (outer.as_ptr_range(), inner.as_ptr_range());
     inner.is_empty() || (outer.start <= inner.start && inner.end <= outer.end)
+}
+
+/// Make the checksum of an IPv4 header right, so that mutations reach what is behind it.
+pub fn fix_v4(frame: &mut [u8]) {
+    if frame.len() < 34 || frame[12..14] != ethernet::ETHERTYPE_IPV4.to_be_bytes() {
+        return;
+    }
+    let end = 14 + usize::from(frame[14] & 15) * 4;
+    if end <= frame.len() {
+        frame[24..26].fill(0);
+        let sum = checksum::sum(&frame[14..end]).finish();
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 /// A frame from the guest, as the forwarder reads it: nothing found in it lies outside it, and what is

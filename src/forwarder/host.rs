@@ -1,0 +1,145 @@
+//! What the protocol engines act on: the tap, the event set and the counters of one worker.
+//!
+//! The engines are pure; they decide, and everything they want done is a method of their `Io` trait,
+//! implemented for [`Host`] in the files beside this one. `Host` decides nothing: it builds the frame it is
+//! told to build, addressed to the guest's link-layer address as last seen, and makes the call it is told
+//! to make.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+
+use super::link::Link;
+use super::token::Token;
+use crate::addr::{Endpoint, Mac};
+use crate::config::Config;
+use crate::icmp::report::Report;
+use crate::services::{self, Answer};
+use crate::stats::Drop;
+use crate::tap::frame::FrameBuf;
+use crate::wire::dissect::Packet;
+use crate::wire::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use crate::wire::frame::Template;
+use crate::wire::{icmpv4, icmpv6, virtio_net};
+
+/// What a TCP socket is watched for, all its life.
+pub(super) const EDGES: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLET);
+
+/// An ICMP error in the encoding of its family (RFC 792, RFC 4443).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IcmpError {
+    pub(super) kind: u8,
+    pub(super) code: u8,
+    pub(super) info: u32,
+}
+
+/// One worker's side effects.
+#[derive(Debug)]
+pub struct Host {
+    pub(super) config: Config,
+    pub(super) link: Link,
+    pub(super) epoll: Epoll,
+    /// Where frames to the guest go: broadcast until the guest has spoken.
+    pub(super) guest_mac: Mac,
+    pub(super) frame: FrameBuf,
+    /// TCP sockets have SO_PEEK_OFF (Linux 6.9).
+    pub(super) peek_offsets: bool,
+    /// Where bytes go that were peeked before, on older kernels.
+    pub(super) scratch: Box<[u8]>,
+    pub(super) datagrams: super::udp_io::Buffers,
+}
+
+impl Host {
+    /// Send the first `len` bytes of the frame buffer to the guest. `false`: the tap refused, counted.
+    pub(super) fn transmit(&mut self, len: usize, offload: virtio_net::Header) -> bool {
+        self.link.send(&mut self.frame, len, offload)
+    }
+
+    /// A frame came from this link-layer address: that is where the guest is.
+    pub(super) fn learn(&mut self, source: Mac) {
+        if source.is_unicast() {
+            self.guest_mac = source;
+        }
+    }
+
+    /// Let the built-in services answer.
+    pub(super) fn serve(&mut self, packet: &Packet<'_>) -> Result<bool, Drop> {
+        match services::answer(&self.config, packet, self.frame.space()) {
+            Answer::Frame(len) => {
+                self.transmit(len, virtio_net::Header::PLAIN);
+                Ok(true)
+            }
+            Answer::Consumed => Ok(true),
+            Answer::NotMine => Ok(false),
+        }
+    }
+
+    /// Headers of frames from `src` to the guest's end `dst`.
+    pub(super) fn template(&self, src: Endpoint, dst: Endpoint) -> Template {
+        Template::new(self.guest_mac, self.config.our_mac, src, dst)
+    }
+
+    /// Register a flow's socket.
+    pub(super) fn watch(&self, fd: impl AsFd, what: EpollFlags, token: Token) -> nix::Result<()> {
+        self.epoll.add(fd, EpollEvent::new(what, token.to_raw()))
+    }
+
+    /// Tell the guest that its packet `offending` (from the IP header on) met an error, reported by `from`.
+    pub(super) fn send_icmp_error(&mut self, from: IpAddr, error: IcmpError, offending: &[u8]) {
+        let IcmpError { kind, code, info } = error;
+        let space = self.frame.space();
+        let Some((link, network)) = space.split_at_mut_checked(ethernet::HEADER_LEN) else {
+            return;
+        };
+        let (written, ethertype) = match from {
+            IpAddr::V4(from) => (
+                icmpv4::Error::reported(kind, code, info)
+                    .and_then(|e| icmpv4::error(e, from, offending, network)),
+                ETHERTYPE_IPV4,
+            ),
+            IpAddr::V6(from) => (
+                icmpv6::Error::reported(kind, code, info)
+                    .and_then(|e| icmpv6::error(e, from, offending, network)),
+                ETHERTYPE_IPV6,
+            ),
+        };
+        // No error may be sent about some packets (to groups, about errors).
+        let Some(len) = written else { return };
+        let header = ethernet::Header {
+            dst: self.guest_mac,
+            src: self.config.our_mac,
+            ethertype,
+        };
+        // The space was split off at the length of this header.
+        let _ = header.emit(link);
+        self.transmit(
+            len.saturating_add(ethernet::HEADER_LEN),
+            virtio_net::Header::PLAIN,
+        );
+    }
+
+    /// The same for what the UDP and echo engines want to say.
+    pub(super) fn report_to_guest(&mut self, report: &Report<'_>) {
+        let error = IcmpError {
+            kind: report.kind.message_type,
+            code: report.kind.code,
+            info: report.kind.info,
+        };
+        self.send_icmp_error(report.from, error, report.quote);
+    }
+
+    /// The address that stands for us when we report an error of our own side.
+    pub(super) fn our_address(&self, ipv6: bool) -> Option<IpAddr> {
+        if ipv6 {
+            let v6 = self.config.v6.as_ref()?;
+            Some(v6.gateway.unwrap_or(v6.our_link_local).into())
+        } else {
+            let v4 = self.config.v4.as_ref()?;
+            v4.gateway.or(v4.our_addr).map(IpAddr::V4)
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The way to the guest: the tap, with the recorder and the counters every frame passes.
+
+use crate::pcap::Pcap;
+use crate::stats::{Counters, Drop};
+use crate::tap::Tap;
+use crate::tap::batch::Inbound;
+use crate::tap::frame::FrameBuf;
+use crate::wire::virtio_net;
+
+/// One worker's link.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) tap: Tap,
+    pub(super) pcap: Pcap,
+    pub(super) counters: Counters,
+}
+
+impl Link {
+    /// Send the first `len` bytes of a frame buffer to the guest. `false`: the tap refused, counted.
+    pub(super) fn send(
+        &mut self,
+        frame: &mut FrameBuf,
+        len: usize,
+        offload: virtio_net::Header,
+    ) -> bool {
+        frame.finish(len, offload);
+        self.pcap.record(frame.frame());
+        if let Err(e) = self.tap.send(frame) {
+            log::trace!("Frame of {len} bytes to the guest refused: {e}");
+            self.counters.drop(Drop::QueueFull);
+            return false;
+        }
+        log::trace!("Frame of {len} bytes to the guest");
+        self.counters.sent(len);
+        true
+    }
+
+    /// Read what the guest has sent.
+    pub(super) fn receive(&mut self, batch: &mut Inbound) -> std::io::Result<()> {
+        batch.clear();
+        self.tap.receive(batch)?;
+        for (frame, _) in batch.iter() {
+            self.pcap.record(frame);
+            self.counters.received(frame.len());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! The event loop of one worker.
+//!
+//! One wake-up is one *round*: handle what epoll reported, then expired timers, then whatever the engines put
+//! off to the end of the round (one acknowledgement per flow, say). The clock is read once per round. Timers
+//! need no descriptor: the time until the next deadline is the time-out of epoll_wait(2), so an idle
+//! worker makes no system call at all, and a busy one none for its timers.
+//!
+//! The tap is watched level-triggered and read up to a budget per round, so sockets get their turn however fast
+//! the guest is; sockets are read by their engines up to budgets of theirs.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+
+use super::token::Token;
+use super::worker::Worker;
+use super::{Forwarder, ForwarderError};
+use crate::clock::Instant;
+use crate::tcp;
+use crate::udp;
+
+/// Most events fetched at once.
+const EVENTS: usize = 64;
+
+/// CLOCK_MONOTONIC, from the start of the process.
+#[derive(Debug)]
+pub(super) struct Clock(std::time::Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        Instant::default() + self.0.elapsed()
+    }
+}
+
+/// How long epoll may sleep until `deadline`: rounded up, so that it is due on waking.
+fn sleep_until(deadline: Option<Instant>, now: Instant) -> EpollTimeout {
+    let Some(at) = deadline else {
+        return EpollTimeout::NONE;
+    };
+    let left = at.since(now).saturating_add(Duration::from_micros(999));
+    // A deadline farther away than epoll can sleep is looked at again on the way.
+    let ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+    EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
+}
+
+impl Forwarder {
+    /// Handle events until the monitor is gone.
+    pub(super) fn event_loop(&mut self) -> Result<(), ForwarderError> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let timeout = sleep_until(self.worker.next_deadline(), self.clock.now());
+            let n = match self.worker.host.epoll.wait(&mut events, timeout) {
+                Ok(n) => n,
+                Err(Errno::EINTR) => continue,
+                Err(e) => return Err(ForwarderError::Wait(e.into())),
+            };
+            let now = self.clock.now();
+            for event in events.iter().take(n) {
+                match Token::from_raw(event.data()) {
+                    Some(Token::Monitor) => return self.monitor_spoke(),
+                    Some(Token::Tap) => self.worker.on_tap(now).map_err(ForwarderError::Tap)?,
+                    Some(token) => self.worker.on_socket(now, token, event.events()),
+                    None => {}
+                }
+            }
+            self.worker.end_round(now);
+        }
+    }
+
+    /// The monitor says nothing after "go": it is closing down, or gone.
+    fn monitor_spoke(&self) -> Result<(), ForwarderError> {
+        match self.link.closed() {
+            crate::ipc::IpcError::Closed => Ok(()),
+            e => Err(ForwarderError::Monitor(e)),
+        }
+    }
+}
+
+impl Worker {
+    /// A flow's socket has news.
+    fn on_socket(&mut self, now: Instant, token: Token, what: EpollFlags) {
+        let error = what.contains(EpollFlags::EPOLLERR);
+        let readable = what.contains(EpollFlags::EPOLLIN);
+        match token {
+            Token::Tcp(id) => {
+                let readiness = tcp::Readiness {
+                    readable,
+                    writable: what.contains(EpollFlags::EPOLLOUT),
+                    error,
+                    hup: what.contains(EpollFlags::EPOLLHUP),
+                    rdhup: what.contains(EpollFlags::EPOLLRDHUP),
+                };
+                self.tcp.on_socket(&mut self.host, now, id, readiness);
+            }
+            Token::Udp(id) => {
+                self.udp.on_socket(
+                    &mut self.host,
+                    now,
+                    id,
+                    udp::io::Readiness { readable, error },
+                );
+            }
+            Token::Icmp(id) => {
+                self.icmp.on_socket(
+                    &mut self.host,
+                    now,
+                    id,
+                    udp::io::Readiness { readable, error },
+                );
+            }
+            Token::Tap | Token::Monitor => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleeping_never_ends_before_the_deadline() {
+        let now = Instant(5_000);
+        assert_eq!(sleep_until(None, now), EpollTimeout::NONE);
+        for (at, ms) in [
+            (0, 0),
+            (5_000, 0),
+            (5_001, 1),
+            (6_000, 1),
+            (6_001, 2),
+            (u64::MAX, i32::MAX),
+        ] {
+            assert_eq!(
+                sleep_until(Some(Instant(at)), now),
+                EpollTimeout::try_from(ms).unwrap(),
+                "{at}"
+            );
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! TCP's side effects: host sockets, and segments for the guest.
+//!
+//! A host socket is registered edge-triggered when it is made and never touched by epoll_ctl(2) again, unless
+//! the engine asks for an edge it might have missed. Data for the guest is received straight behind the header of
+//! the outgoing frame and written to the tap from there: one copy by us per direction, none in user space.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use libc::{IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_NODELAY, c_int};
+
+use super::host::{EDGES, Host, IcmpError};
+use super::token::Token;
+use crate::addr::{Endpoint, Mac};
+use crate::flow::id::{FlowId, Key};
+use crate::flow::translate::{self, Protocol};
+use crate::stats::Drop;
+use crate::sys::stream;
+use crate::tap::frame::MAX_FRAME;
+use crate::tcp::io::{
+    ConnectError, Connecting, Info, Io, Outgoing, Relayed, SocketError, Space, Unreachable,
+};
+use crate::wire::frame::{Checksum, MAX_HEADER, Template};
+use crate::wire::tcp::{Flags, Options, Repr, Seq};
+use crate::wire::{ethernet, icmpv4, icmpv6};
+
+/// A connection's socket, and where its peek position is.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+}
+
+/// Does this kernel have SO_PEEK_OFF for TCP (Linux 6.9)?
+pub(super) fn peek_offsets_work() -> bool {
+    stream::socket(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        .is_ok_and(|fd| stream::set_peek_offset(&fd, 0).is_ok())
+}
+
+/// What an errno means for a connection.
+fn classify(e: &io::Error) -> SocketError {
+    if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+        return SocketError::WouldBlock;
+    }
+    e.raw_os_error().map_or(SocketError::Other, classify_errno)
+}
+
+fn classify_errno(errno: c_int) -> SocketError {
+    match errno {
+        libc::ECONNREFUSED => SocketError::Refused,
+        libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE => SocketError::Reset,
+        libc::ETIMEDOUT => SocketError::TimedOut,
+        libc::ENETUNREACH | libc::ENETDOWN => SocketError::Unreachable(Unreachable::Network),
+        libc::EHOSTUNREACH | libc::EHOSTDOWN => SocketError::Unreachable(Unreachable::Host),
+        libc::EACCES | libc::EPERM => SocketError::Unreachable(Unreachable::Prohibited),
+        _ => SocketError::Other,
+    }
+}
+
+fn start_error(e: &io::Error) -> ConnectError {
+    match e.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+            ConnectError::NoDescriptor
+        }
+        _ => ConnectError::Failed(classify(e)),
+    }
+}
+
+/// An end point as the kernel takes it, with a scope for link-local addresses.
+fn scoped(end: Endpoint, scope: u32) -> SocketAddr {
+    match end.ip {
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, end.port, 0, scope).into(),
+        IpAddr::V4(_) => end.into(),
+    }
+}
+
+impl Host {
+    fn start_connection(&self, id: FlowId, key: &Key) -> Result<Socket, ConnectError> {
+        let to = translate::outbound(&self.config, Protocol::Tcp, key.guest, key.remote)
+            .map_err(ConnectError::Refused)?;
+        let fd = stream::socket(to.dst.ip).map_err(|e| start_error(&e))?;
+        let prepare = || -> io::Result<()> {
+            stream::set_int(&fd, IPPROTO_TCP, TCP_NODELAY, 1)?;
+            stream::set_int(&fd, SOL_SOCKET, SO_KEEPALIVE, 1)?;
+            if self.peek_offsets {
+                stream::set_peek_offset(&fd, 0)?;
+            }
+            if let Some(device) = to.device {
+                stream::bind_to_device(&fd, device)?;
+            }
+            if let Some(source) = to.source {
+                stream::bind(&fd, SocketAddr::new(source, 0))?;
+            }
+            self.watch(&fd, EDGES, Token::Tcp(id))?;
+            match stream::connect(&fd, scoped(to.dst, to.scope)) {
+                Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+                other => other,
+            }
+        };
+        prepare().map_err(|e| start_error(&e))?;
+        Ok(Socket { fd })
+    }
+
+    /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one.
+    fn peek(&mut self, fd: &OwnedFd, offset: u32, room: Range<usize>) -> io::Result<usize> {
+        let room = self.frame.space().get_mut(room).unwrap_or_default();
+        if self.peek_offsets {
+            stream::peek(fd, room)
+        } else {
+            stream::peek_behind(fd, offset as usize, &mut self.scratch, room)
+        }
+    }
+
+    fn relay_frames(
+        &mut self,
+        fd: &OwnedFd,
+        out: &Outgoing<'_>,
+        offset: u32,
+        max: u32,
+    ) -> Result<Relayed, SocketError> {
+        let template = self.template(out.key.remote, out.key.guest);
+        let header_len = template.tcp_header_len(&out.repr);
+        let most = largest_payload(template.ip_end(), header_len, out.mss);
+        let mut done = Relayed { peeked: 0, sent: 0 };
+        let mut repr = out.repr;
+        while done.peeked < max {
+            let want = most.min(max.saturating_sub(done.peeked) as usize);
+            let room = header_len..header_len.saturating_add(want);
+            let n = match self.peek(fd, offset.saturating_add(done.peeked), room) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(_) if done.peeked > 0 => break,
+                Err(e) => return Err(classify(&e)),
+            };
+            // At most a frame's worth.
+            let count = u32::try_from(n).unwrap_or(u32::MAX);
+            repr.seq = out.repr.seq.add(done.peeked);
+            done.peeked = done.peeked.saturating_add(count);
+            let header = template.emit_tcp(self.frame.space(), &repr, n, Checksum::Partial);
+            let offload = template.tcp_offload(header_len, n, out.mss);
+            if header.is_none() || !self.transmit(header_len.saturating_add(n), offload) {
+                break;
+            }
+            done.sent = done.sent.saturating_add(count);
+            if n < want {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn emit_segment(&mut self, key: &Key, repr: &Repr) {
+        let template = self.template(key.remote, key.guest);
+        if let Some(len) = template.emit_tcp(self.frame.space(), repr, 0, Checksum::Partial) {
+            self.transmit(len, template.tcp_offload(len, 0, 0));
+        }
+    }
+
+    /// The guest's SYN, as far as an error about it has to quote it, is rebuilt from what is known of it.
+    fn report_unreachable(&mut self, key: &Key, seq: Seq, why: Unreachable) {
+        let syn = Repr {
+            src_port: key.guest.port,
+            dst_port: key.remote.port,
+            seq,
+            ack: Seq(0),
+            flags: Flags::SYN,
+            window: 0,
+            urgent: 0,
+            options: Options::NONE,
+        };
+        let mut quote = [0; MAX_HEADER];
+        let template = Template::new(Mac::ZERO, Mac::ZERO, key.guest, key.remote);
+        let Some(len) = template.emit_tcp(&mut quote, &syn, 0, Checksum::Full(&[])) else {
+            return;
+        };
+        let ipv6 = key.remote.is_ipv6();
+        let (kind, code) = match (why, ipv6) {
+            (Unreachable::Network, false) => (icmpv4::UNREACHABLE, icmpv4::unreachable::NETWORK),
+            (Unreachable::Host, false) => (icmpv4::UNREACHABLE, icmpv4::unreachable::HOST),
+            (Unreachable::Prohibited, false) => {
+                (icmpv4::UNREACHABLE, icmpv4::unreachable::PROHIBITED)
+            }
+            (Unreachable::Network, true) => (icmpv6::UNREACHABLE, icmpv6::unreachable::NO_ROUTE),
+            (Unreachable::Host, true) => (icmpv6::UNREACHABLE, icmpv6::unreachable::ADDRESS),
+            (Unreachable::Prohibited, true) => {
+                (icmpv6::UNREACHABLE, icmpv6::unreachable::PROHIBITED)
+            }
+        };
+        let from = self.our_address(ipv6).unwrap_or(key.remote.ip);
+        let packet = quote.get(ethernet::HEADER_LEN..len).unwrap_or_default();
+        self.send_icmp_error(
+            from,
+            IcmpError {
+                kind,
+                code,
+                info: 0,
+            },
+            packet,
+        );
+    }
+}
+
+/// Most payload in one frame: what IP's 16-bit length leaves, in whole segments where more than one fits.
+fn largest_payload(ip_end: usize, header_len: usize, mss: u16) -> usize {
+    // IPv4 counts its own header, IPv6 does not; 20 bytes less are no loss.
+    let most = usize::from(u16::MAX)
+        .saturating_sub(header_len)
+        .saturating_add(ethernet::HEADER_LEN)
+        .min(MAX_FRAME.saturating_sub(ip_end));
+    let mss = usize::from(mss).max(1);
+    most.checked_div(mss)
+        .filter(|n| *n > 0)
+        .map_or(most, |n| n.saturating_mul(mss))
+}
+
+impl Io for Host {
+    type Socket = Socket;
+
+    fn connect(&mut self, id: FlowId, key: &Key) -> Result<Socket, ConnectError> {
+        self.start_connection(id, key)
+    }
+
+    fn connected(&mut self, socket: &Socket) -> Connecting {
+        match stream::take_error(&socket.fd) {
+            Ok(0) => {}
+            Ok(errno) => return Connecting::Failed(classify_errno(errno)),
+            Err(e) => return Connecting::Failed(classify(&e)),
+        }
+        /// include/net/tcp_states.h
+        const TCP_SYN_SENT: u8 = 2;
+        match stream::info(&socket.fd) {
+            Ok(i) if i.state == TCP_SYN_SENT => Connecting::Pending,
+            Ok(i) => Connecting::Done(engine_info(&i)),
+            Err(e) => Connecting::Failed(classify(&e)),
+        }
+    }
+
+    fn send(&mut self, socket: &Socket, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+        stream::send(&socket.fd, data, false).map_err(|e| classify(&e))
+    }
+
+    fn shutdown_write(&mut self, socket: &Socket) {
+        // Fails only if the connection is gone already, which its error event says.
+        let _ = stream::shutdown_write(&socket.fd);
+    }
+
+    fn relay(
+        &mut self,
+        socket: &Socket,
+        frame: &Outgoing<'_>,
+        offset: u32,
+        max: u32,
+    ) -> Result<Relayed, SocketError> {
+        self.relay_frames(&socket.fd, frame, offset, max)
+    }
+
+    fn seek(&mut self, socket: &Socket, offset: u32) {
+        if self.peek_offsets {
+            // Cannot fail once it has worked on this kernel.
+            let _ = stream::set_peek_offset(&socket.fd, offset);
+        }
+    }
+
+    fn consume(&mut self, socket: &Socket, n: u32) {
+        let mut left = n as usize;
+        while left > 0 {
+            match stream::discard(&socket.fd, left) {
+                Ok(0) => return,
+                Ok(done) => left = left.saturating_sub(done),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn info(&mut self, socket: &Socket) -> Info {
+        stream::info(&socket.fd).map_or_else(|_| Info::default(), |i| engine_info(&i))
+    }
+
+    fn space(&mut self, socket: &Socket) -> Space {
+        let b = stream::send_buffer(&socket.fd).unwrap_or_default();
+        Space {
+            size: b.size,
+            queued: b.queued,
+        }
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Option<SocketError> {
+        match stream::take_error(&socket.fd) {
+            Ok(0) => None,
+            Ok(errno) => Some(classify_errno(errno)),
+            Err(e) => Some(classify(&e)),
+        }
+    }
+
+    fn close(&mut self, socket: Socket) {
+        drop(socket);
+    }
+
+    fn reset(&mut self, socket: Socket) {
+        // If it fails the peer gets FIN instead of RST: nothing better can be done.
+        let _ = stream::linger_zero(&socket.fd);
+    }
+
+    fn emit(&mut self, key: &Key, repr: &Repr) {
+        self.emit_segment(key, repr);
+    }
+
+    fn unreachable(&mut self, key: &Key, seq: Seq, why: Unreachable) {
+        self.report_unreachable(key, seq, why);
+    }
+
+    fn drop(&mut self, why: Drop) {
+        self.link.counters.drop(why);
+    }
+}
+
+fn engine_info(i: &stream::TcpInfo) -> Info {
+    Info {
+        bytes_acked: i.bytes_acked,
+        rtt: i.rtt,
+        min_rtt: i.min_rtt,
+        receive_window: i.rcv_ssthresh,
+    }
+}

@@ -1,0 +1,350 @@
+//! Where a frame from the guest goes.
+//!
+//! A batch of frames is taken apart once. TCP segments and UDP datagrams are handed over as two batches, so that
+//! the engines can join what belongs together; everything else (ARP, neighbour discovery, DHCP, echo) is
+//! answered frame by frame. Fragments are collected until their datagram is whole and then treated like any
+//! other datagram. What cannot be carried is counted with its reason and forgotten.
+
+use std::io;
+
+use arrayvec::ArrayVec;
+use nix::sys::epoll::Epoll;
+
+use super::advertise::Advertiser;
+use super::host::Host;
+use super::icmp_io::PingSocket;
+use super::link::Link;
+use super::udp_io;
+use crate::addr::{Endpoint, Mac};
+use crate::clock::Instant;
+use crate::config::{Config, DEFAULT_MTU};
+use crate::flow::fragments::{Fragment, Key, Outcome, Reassembler};
+use crate::icmp;
+use crate::pcap::Pcap;
+use crate::stats::{Counters, Drop, Reporter};
+use crate::tap::batch::{Inbound, MAX_FRAMES};
+use crate::tap::frame::FrameBuf;
+use crate::tap::{self, Tap};
+use crate::tcp;
+use crate::udp;
+use crate::wire::dissect::{self, Body, IpPacket, Packet, Upper};
+use crate::wire::{icmpv4, icmpv6};
+
+/// Datagrams being put together at any time.
+const REASSEMBLIES: usize = 64;
+/// Most flows of a kind; more descriptors than this are of no use.
+const MAX_FLOWS: usize = 1 << 17;
+/// Most echo conversations.
+const MAX_PINGS: usize = 1 << 12;
+/// Ports of DHCP and DHCPv6 servers: the only UDP the services look at.
+const SERVICE_PORTS: [u16; 2] = [67, 547];
+
+/// One share-nothing worker.
+#[derive(Debug)]
+pub struct Worker {
+    pub(super) host: Host,
+    pub(super) tcp: tcp::Engine<Host>,
+    pub(super) udp: udp::Engine<udp_io::Socket>,
+    pub(super) icmp: icmp::Engine<PingSocket>,
+    batch: Inbound,
+    fragments: Reassembler,
+    advertiser: Advertiser,
+    reporter: Reporter,
+}
+
+/// The segments and datagrams of one batch.
+#[derive(Default)]
+struct Sorted<'a> {
+    tcp: ArrayVec<tcp::Segment<'a>, MAX_FRAMES>,
+    udp: ArrayVec<udp::io::Datagram<'a>, MAX_FRAMES>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        config: Config,
+        tap: Tap,
+        epoll: Epoll,
+        pcap: Pcap,
+        seed: [u8; 16],
+        nofile: u64,
+    ) -> Self {
+        let advertiser = Advertiser::new(&config, seed);
+        let reporter = Reporter::new(config.stats);
+        let limits = Limits::of(nofile);
+        let mtu = if config.mtu == 0 {
+            DEFAULT_MTU
+        } else {
+            config.mtu
+        };
+        let tcp = tcp::Engine::new(tcp::Limits {
+            tap_queue: tap::QUEUE_LENGTH,
+            ..tcp::Limits::new(mtu, limits.tcp, seed)
+        });
+        let udp = udp::Engine::new(config.clone(), limits.udp, udp::Timeouts::default(), seed);
+        let icmp = icmp::Engine::new(config.clone(), limits.icmp, seed);
+        let host = Host {
+            guest_mac: config.guest_mac.unwrap_or(Mac::BROADCAST),
+            config,
+            link: Link {
+                tap,
+                pcap,
+                counters: Counters::default(),
+            },
+            epoll,
+            frame: FrameBuf::new(),
+            peek_offsets: super::tcp_io::peek_offsets_work(),
+            scratch: vec![0; 1 << 16].into_boxed_slice(),
+            datagrams: udp_io::Buffers::new(),
+        };
+        Self {
+            host,
+            tcp,
+            udp,
+            icmp,
+            batch: Inbound::new(),
+            fragments: Reassembler::with_capacity(REASSEMBLIES),
+            advertiser,
+            reporter,
+        }
+    }
+
+    /// Traffic may flow from now on.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.advertiser.begin(now);
+    }
+
+    /// The tap has frames.
+    pub(super) fn on_tap(&mut self, now: Instant) -> io::Result<()> {
+        self.host.link.receive(&mut self.batch)?;
+        let mut sorted = Sorted::default();
+        for (frame, meta) in self.batch.iter() {
+            let result = dissect::dissect(frame).and_then(|packet| {
+                log::trace!("From the guest: {packet:?}");
+                self.host.learn(packet.eth.src);
+                match packet.body {
+                    Body::Arp(_) => self.host.serve(&packet).map(drop),
+                    Body::Ip(ip) if ip.fragment.is_some() => {
+                        let mut one = Sorted::default();
+                        if let Some(whole) = collect(&mut self.fragments, now, &ip)? {
+                            one.add(&mut self.host, &mut self.icmp, now, &packet, whole)?;
+                            one.deliver(&mut self.host, &mut self.tcp, &mut self.udp, now);
+                        }
+                        Ok(())
+                    }
+                    Body::Ip(ip) => {
+                        if !meta.checksum_settled && !ip.verify_upper_checksum() {
+                            return Err(Drop::Checksum);
+                        }
+                        let data = ip.l3.get(ip.header.len()..).unwrap_or_default();
+                        let whole = Whole {
+                            ip,
+                            data,
+                            gso_size: meta.gso_size,
+                        };
+                        sorted.add(&mut self.host, &mut self.icmp, now, &packet, whole)
+                    }
+                }
+            });
+            if let Err(why) = result {
+                self.host.link.counters.drop(why);
+            }
+        }
+        sorted.deliver(&mut self.host, &mut self.tcp, &mut self.udp, now);
+        Ok(())
+    }
+
+    /// Everything that can wait until the events of a round have been handled.
+    pub(super) fn end_round(&mut self, now: Instant) {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+        if due(self.tcp.next_deadline()) {
+            self.tcp.on_timer(&mut self.host, now);
+        }
+        if due(self.udp.next_deadline()) {
+            self.udp.on_timer(&mut self.host, now);
+        }
+        if due(self.icmp.next_deadline()) {
+            self.icmp.on_timer(&mut self.host, now);
+        }
+        if due(self.advertiser.next_deadline()) {
+            self.advertiser.advertise(&mut self.host, now);
+        }
+        self.tcp.flush(&mut self.host, now);
+        if self.reporter.due(now, &self.host.link.counters) {
+            log::info!("{}", self.host.link.counters);
+        }
+    }
+
+    /// When something has to be done even if nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        [
+            self.tcp.next_deadline(),
+            self.udp.next_deadline(),
+            self.icmp.next_deadline(),
+            self.advertiser.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}
+
+/// An IP packet that is not, or no longer, in fragments.
+#[derive(Clone, Copy)]
+struct Whole<'a> {
+    ip: IpPacket<'a>,
+    /// What the IP header is followed by.
+    data: &'a [u8],
+    /// Segment size of a super-frame.
+    gso_size: Option<u16>,
+}
+
+/// Add a fragment; the packet, once it is whole.
+fn collect<'a>(
+    fragments: &'a mut Reassembler,
+    now: Instant,
+    ip: &IpPacket<'a>,
+) -> Result<Option<Whole<'a>>, Drop> {
+    let (Upper::Fragment { protocol, payload }, Some(info)) = (ip.upper, ip.fragment) else {
+        return Err(Drop::Malformed);
+    };
+    let key = Key {
+        src: ip.src,
+        dst: ip.dst,
+        ident: info.ident,
+        protocol,
+    };
+    let fragment = Fragment {
+        key,
+        offset: info.offset,
+        more: info.more,
+        payload,
+    };
+    match fragments.insert(now, &fragment) {
+        Outcome::Incomplete => Ok(None),
+        Outcome::Dropped(why) => Err(why),
+        Outcome::Complete(data) => {
+            let upper = dissect::reassembled(ip.src, ip.dst, protocol, data)?;
+            let ip = IpPacket { upper, ..*ip };
+            Ok(Some(Whole {
+                ip,
+                data,
+                gso_size: None,
+            }))
+        }
+    }
+}
+
+/// Is the DF bit set? IPv6 packets always are as if it were, unless they came in fragments.
+fn dont_fragment(ip: &IpPacket<'_>) -> bool {
+    if ip.src.is_ipv6() {
+        return ip.fragment.is_none();
+    }
+    ip.header.get(6).is_some_and(|flags| flags & 0x40 != 0)
+}
+
+impl<'a> Sorted<'a> {
+    /// Answer an IP packet that needs no batch, or put it where its engine will find it.
+    fn add(
+        &mut self,
+        host: &mut Host,
+        icmp: &mut icmp::Engine<PingSocket>,
+        now: Instant,
+        packet: &Packet<'a>,
+        whole: Whole<'a>,
+    ) -> Result<(), Drop> {
+        let on = host.config.services;
+        let Whole { ip, data, gso_size } = whole;
+        match ip.upper {
+            Upper::Tcp { repr, payload } if on.tcp => {
+                let segment = tcp::Segment {
+                    src: Endpoint::new(ip.src, repr.src_port),
+                    dst: Endpoint::new(ip.dst, repr.dst_port),
+                    repr,
+                    payload,
+                    l3: ip.l3,
+                    hop_limit: ip.hop_limit,
+                    tos: ip.tos,
+                };
+                self.tcp.try_push(segment).map_err(|_| Drop::QueueFull)
+            }
+            Upper::Udp { repr, .. }
+                if SERVICE_PORTS.contains(&repr.dst_port) && host.serve(packet)? =>
+            {
+                Ok(())
+            }
+            Upper::Udp { repr, payload } if on.udp => {
+                let datagram = udp::io::Datagram {
+                    src: Endpoint::new(ip.src, repr.src_port),
+                    dst: Endpoint::new(ip.dst, repr.dst_port),
+                    payload,
+                    hop_limit: ip.hop_limit,
+                    tos: ip.tos,
+                    dont_fragment: dont_fragment(&ip),
+                    gso_size,
+                    l3: ip.l3,
+                };
+                self.udp.try_push(datagram).map_err(|_| Drop::QueueFull)
+            }
+            Upper::Icmpv4(icmpv4::Message::EchoRequest(echo))
+            | Upper::Icmpv6(icmpv6::Message::EchoRequest(echo))
+                if on.icmp =>
+            {
+                let request = icmp::io::Request {
+                    src: ip.src,
+                    dst: ip.dst,
+                    ident: echo.ident,
+                    message: data,
+                    hop_limit: ip.hop_limit,
+                    tos: ip.tos,
+                    dont_fragment: dont_fragment(&ip),
+                    l3: ip.l3,
+                };
+                icmp.from_guest(host, now, &[request]);
+                Ok(())
+            }
+            Upper::Icmpv6(icmpv6::Message::Ndp(_)) => host.serve(packet).map(drop),
+            Upper::Tcp { .. } | Upper::Udp { .. } => Err(Drop::Disabled),
+            Upper::Icmpv4(_) | Upper::Icmpv6(_) if !on.icmp => Err(Drop::Disabled),
+            _ => Err(Drop::Unsupported),
+        }
+    }
+
+    /// Hand the batches to their engines.
+    fn deliver(
+        &self,
+        host: &mut Host,
+        tcp: &mut tcp::Engine<Host>,
+        udp: &mut udp::Engine<udp_io::Socket>,
+        now: Instant,
+    ) {
+        if !self.tcp.is_empty() {
+            tcp.from_guest(host, now, &self.tcp);
+        }
+        if !self.udp.is_empty() {
+            udp.from_guest(host, now, &self.udp);
+        }
+    }
+}
+
+/// How the descriptors are shared out.
+struct Limits {
+    tcp: usize,
+    udp: udp::Limits,
+    icmp: usize,
+}
+
+impl Limits {
+    /// Each protocol may have nearly all of them: what is free goes to whoever asks first, and
+    /// running out refuses the new flow only.
+    fn of(nofile: u64) -> Self {
+        let all = usize::try_from(nofile).unwrap_or(MAX_FLOWS).min(MAX_FLOWS);
+        Self {
+            tcp: all,
+            udp: udp::Limits {
+                flows: all,
+                sockets: all,
+            },
+            icmp: all.min(MAX_PINGS),
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The command lines of podman, buildah and rootlesskit, word for word, and what these callers look at next.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::exec::{SOON, poll_until, processes, spawn};
+use crate::harness::{PASTA, need, tests};
+use crate::servers::{dns, echo, http};
+use crate::world::{DNS4, HOST4, Netns, PEER4, PEER6, World, accept, shell};
+
+tests![
+    podman_run,
+    podman_run_options,
+    podman_map_gw,
+    podman_option_twice,
+    podman_man_page_example,
+    podman_rootless_netns,
+    podman_restart,
+    podman_info,
+    buildah,
+    rootlesskit_2,
+    rootlesskit_3,
+    rootlesskit_detached_netns;
+    root: rootlesskit_as_user,
+];
+
+/// The words of a command line with `N` for the namespace; run as the caller does: stdin, stdout and stderr
+/// one pipe, waiting for the exit *and* for the end of the output, which must be empty.
+#[track_caller]
+fn call(w: &World, line: &str, target: &str) {
+    let line = line
+        .replace(" N ", &format!(" {target} "))
+        .replace("pasta ", &format!("{PASTA} "));
+    let output = w.host.try_sh(&format!("{line} 2>&1"));
+    assert_eq!((output.code, output.both().as_str()), (0, ""), "{line}");
+}
+
+/// What podman checks in the namespace: an address that is not loopback, usable at once.
+#[track_caller]
+fn usable(ns: &Netns) {
+    let addresses = ns.sh("ip -o addr show scope global");
+    assert!(
+        addresses.contains("inet ") || addresses.contains("inet6 "),
+        "no address: {addresses}"
+    );
+    assert!(!addresses.contains("tentative"), "{addresses}");
+}
+
+fn podman_namespace() -> Netns {
+    fs::create_dir_all("/run/netns/user/1000/netns").expect("tmpfs");
+    Netns::new("user/1000/netns/netns-5f0c2f4e-1b6e-0d0a-9d6f-0a1b2c3d4e5f")
+}
+
+const PODMAN: &str = "pasta --config-net --dns-forward 169.254.1.1 -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2";
+
+fn podman_run() {
+    need("dig");
+    let w = World::direct();
+    dns(&w.peer, DNS4);
+    let own = w.host.listen((HOST4, 1000));
+    let ns = podman_namespace();
+    call(&w, PODMAN, &ns.path());
+    usable(&ns);
+    ns.sh(&format!(
+        "ping -n -c 1 -W 2 {PEER4} && ping -6 -n -c 1 -W 2 {PEER6}"
+    ));
+    assert!(
+        ns.sh("dig +short @169.254.1.1 www.example.org")
+            .contains("192.0.2.80")
+    );
+    let _near = ns.connect(("169.254.1.2", 1000));
+    assert_eq!(accept(&own).1.ip().to_string(), HOST4);
+    // The end of the container.
+    nix::mount::umount2(ns.path().as_str(), nix::mount::MntFlags::MNT_DETACH).expect("umount");
+    fs::remove_file(ns.path()).expect("not busy");
+    assert!(
+        poll_until(std::time::Duration::from_millis(300), || processes()
+            .is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}
+
+fn podman_run_options() {
+    let w = World::direct();
+    for (options, expect) in [
+        ("-4", HOST4),
+        ("-6", "2001:db8:51::1"),
+        ("-m 1280", "mtu 1280"),
+        ("-a 192.0.2.1", "192.0.2.1/"),
+        ("-a 2001:db8::1", "2001:db8::1/64"),
+        ("-a 192.0.2.2 -g 192.0.2.1", "192.0.2.2/"),
+        ("-a 2001:db8::2 -g 2001:db8::1", "2001:db8::2/64"),
+        ("-a 192.168.0.2 -g 192.168.0.1 -n 24", "192.168.0.2/24"),
+        ("--dns-forward 198.51.100.1", HOST4),
+    ] {
+        let ns = Netns::new("each");
+        call(
+            &w,
+            &PODMAN.replace("--config-net", &format!("--config-net {options}")),
+            &ns.path(),
+        );
+        usable(&ns);
+        let seen = ns.sh("ip addr");
+        assert!(
+            seen.contains(expect),
+            "{options}: `{expect}` is not in:\n{seen}"
+        );
+        Netns::retire("each");
+        assert!(
+            poll_until(SOON, || processes().is_empty()),
+            "{options}: it does not go"
+        );
+    }
+}
+
+fn podman_map_gw() {
+    let w = World::direct();
+    echo(&w.host, ("127.0.0.1", 1000));
+    let ns = podman_namespace();
+    call(&w, &PODMAN.replace("--no-map-gw ", ""), &ns.path());
+    ns.connect(("198.51.100.2", 1000));
+}
+
+fn podman_option_twice() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    call(&w, &PODMAN.replace("--config-net", "--config-net -I myname --ns-mac-addr 9a:dd:31:ea:92:98 --ns-mac-addr aa:bb:cc:dd:ee:ff"), &ns.path());
+    let seen = ns.sh("ip link show myname");
+    assert!(seen.contains("aa:bb:cc:dd:ee:ff"), "{seen}");
+}
+
+fn podman_man_page_example() {
+    need("dig");
+    let w = World::direct();
+    dns(&w.peer, DNS4);
+    let ns = podman_namespace();
+    call(
+        &w,
+        "pasta --config-net -I tap0 --ipv4-only -a 10.0.2.0 -n 24 -g 10.0.2.2 --dns-forward 10.0.2.3 --no-ndp --no-dhcpv6 --no-dhcp -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2",
+        &ns.path(),
+    );
+    usable(&ns);
+    assert!(
+        ns.sh("dig +short @10.0.2.3 www.example.org")
+            .contains("192.0.2.80")
+    );
+    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+}
+
+/// Rootless bridge networks: a PID file, checked with kill(pid, 0), then SIGTERM.
+fn podman_rootless_netns() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    for _ in 0..2 {
+        call(
+            &w,
+            &PODMAN.replace(
+                "--config-net",
+                "--config-net --pid /run/t/rootless-netns-conn.pid",
+            ),
+            &ns.path(),
+        );
+        let pid: i32 = fs::read_to_string("/run/t/rootless-netns-conn.pid")
+            .expect("a PID file")
+            .trim()
+            .parse()
+            .expect("a PID");
+        kill(Pid::from_raw(pid), None).expect("it is running");
+        usable(&ns);
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is running");
+        assert!(
+            poll_until(std::time::Duration::from_millis(300), || processes()
+                .is_empty()),
+            "left behind: {:?}",
+            processes()
+        );
+    }
+}
+
+/// `podman restart`: the next one starts while the last one is still noticing.
+fn podman_restart() {
+    let w = World::direct();
+    for _ in 0..5 {
+        let ns = Netns::new("each");
+        call(&w, PODMAN, &ns.path());
+        ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+        Netns::retire("each");
+    }
+    assert!(
+        poll_until(SOON, || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}
+
+fn podman_info() {
+    let w = World::direct();
+    let output = w.pasta(&["--version"]);
+    assert_eq!((output.code, output.err.as_str()), (0, ""));
+    assert!(output.out.starts_with("pasta "), "{}", output.out);
+}
+
+/// The namespace of a process, by its procfs path; pasta goes when that process does.
+fn buildah() {
+    let w = World::direct();
+    let holder = w.host.start("exec unshare -n sleep 1000");
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let own = fs::read_link("/proc/self/ns/net").expect("procfs");
+    assert!(
+        poll_until(SOON, || fs::read_link(&path).is_ok_and(|l| l != own)),
+        "unshare does not start"
+    );
+    call(
+        &w,
+        "pasta --config-net --mtu 2000 --ns-mac-addr 9a:dd:31:ea:92:98 --dns-forward 169.254.1.1 -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2",
+        &path,
+    );
+    let seen = w.host.sh(&format!(
+        "nsenter -t {} -n sh -c 'ip link; ping -n -c 1 -W 2 {PEER4}'",
+        holder.id()
+    ));
+    assert!(
+        seen.contains("mtu 2000") && seen.contains("9a:dd:31:ea:92:98"),
+        "{seen}"
+    );
+    kill(Pid::from_raw(holder.id()), Signal::SIGKILL).expect("it runs");
+    holder.finish(SOON);
+    assert!(
+        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}
+
+/// A child of rootlesskit: own user, network and mount namespaces; the words to run something in it.
+fn child(ns: &Netns, prepare: &str) -> (crate::exec::Running, String) {
+    let running = ns.start_command(shell(&format!(
+        "exec unshare -Urnm sh -c '{prepare}; echo ok >up; exec sleep 1000'"
+    )));
+    assert!(
+        poll_until(SOON, || fs::exists("/run/t/up").unwrap_or(false)),
+        "unshare does not start"
+    );
+    let inside = format!(
+        "nsenter -t {} -U -n -m --preserve-credentials",
+        running.id()
+    );
+    (running, inside)
+}
+
+/// Up to 2.2: foreground, a tap that exists, no --config-net; the child configures it by itself.
+fn rootlesskit_2() {
+    need("curl");
+    let w = World::direct();
+    http(&w.peer, (PEER4, 80));
+    let (running, inside) = child(
+        &w.host,
+        "ip link set lo up; ip tuntap add name tap0 mode tap; ip link set tap0 up",
+    );
+    let pid = running.id().to_string();
+    let pasta = w.start_pasta(&[
+        "--foreground",
+        "--stderr",
+        "--ns-ifname=tap0",
+        "--mtu=65520",
+        "--no-dhcp",
+        "--no-ra",
+        "--address=10.0.2.100",
+        "--netmask=24",
+        "--gateway=10.0.2.2",
+        "--dns-forward=10.0.2.3",
+        "--no-map-gw",
+        "--ipv4-only",
+        "--tcp-ports=none",
+        "--udp-ports=none",
+        &pid,
+    ]);
+    w.host.sh(&format!("{inside} sh -c 'ip addr add 10.0.2.100/24 dev tap0; ip link set tap0 mtu 65520; ip route add default via 10.0.2.2'"));
+    let fetch = || {
+        w.host
+            .try_sh(&format!(
+                "{inside} curl -sS -m 2 http://{PEER4}/3000 | wc -c"
+            ))
+            .out
+    };
+    assert!(poll_until(SOON, || fetch() == "3000\n"), "not connected");
+    kill(Pid::from_raw(pasta.id()), Signal::SIGKILL).expect("it runs");
+    pasta.finish(SOON);
+    assert!(w.host.sh(&format!("{inside} ip link")).contains("tap0"));
+    assert!(
+        poll_until(SOON, || processes() == [running.id()]),
+        "left behind: {:?}",
+        processes()
+    );
+    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
+    running.finish(SOON);
+}
+
+const ROOTLESSKIT_3: &str = "pasta --stderr --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 --gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=none --udp-ports=none --host-lo-to-ns-lo";
+
+#[track_caller]
+fn start_3(w: &World, target: &str) {
+    let line = ROOTLESSKIT_3.replace("pasta ", &format!("{PASTA} "));
+    w.host.sh(&format!("{PASTA} --version >/dev/null; {PASTA} --host-lo-to-ns-lo --version >/dev/null; {line} {target} >out 2>&1"));
+}
+
+fn rootlesskit_3() {
+    need("curl");
+    let w = World::direct();
+    http(&w.peer, (PEER4, 80));
+    let (running, inside) = child(&w.host, "true");
+    start_3(&w, &running.id().to_string());
+    let seen = w.host.sh(&format!("{inside} sh -c 'ip link set lo up; ip addr; ip route; curl -sS -m 5 http://{PEER4}/3000 | wc -c'"));
+    for part in [
+        "tap0: ",
+        "inet 10.0.2.100/24",
+        "default via 10.0.2.2",
+        "mtu 65520",
+        "\n3000\n",
+    ] {
+        assert!(seen.contains(part), "`{part}` is not in:\n{seen}");
+    }
+    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
+    running.finish(SOON);
+    assert!(
+        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}
+
+/// --detach-netns: a namespace on a path in the child's mount namespace.
+fn rootlesskit_detached_netns() {
+    need("curl");
+    let w = World::direct();
+    http(&w.peer, (PEER4, 80));
+    let (running, inside) = child(
+        &w.host,
+        "mount -t tmpfs none /tmp; touch /tmp/netns; unshare -n mount --bind /proc/self/ns/net /tmp/netns",
+    );
+    let root = format!("/proc/{}", running.id());
+    start_3(
+        &w,
+        &format!("--userns={root}/ns/user --netns={root}/root/tmp/netns"),
+    );
+    let seen = w.host.sh(&format!(
+        "{inside} nsenter --net=/tmp/netns curl -sS -m 5 http://{PEER4}/3000 | wc -c"
+    ));
+    assert_eq!(seen, "3000\n");
+    w.host.sh(&format!(
+        "{inside} sh -c 'umount -l /tmp/netns && rm /tmp/netns'"
+    ));
+    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
+    running.finish(SOON);
+    assert!(
+        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}
+
+/// The real thing: caller and child without any privilege outside.
+fn rootlesskit_as_user() {
+    use std::os::unix::process::CommandExt;
+    need("curl");
+    let w = World::direct();
+    http(&w.peer, (PEER4, 80));
+    fs::create_dir("/run/t/user").expect("tmpfs");
+    std::os::unix::fs::chown("/run/t/user", Some(4242), Some(4242)).expect("chown");
+    let user = |script: &str| {
+        let mut command = shell(script);
+        command.uid(4242).gid(4242).current_dir("/run/t/user");
+        spawn(command)
+    };
+    let running = user("exec unshare -Urnm sh -c 'echo ok >up; exec sleep 1000'");
+    assert!(
+        poll_until(SOON, || fs::exists("/run/t/user/up").unwrap_or(false)),
+        "unshare does not start"
+    );
+    let line = ROOTLESSKIT_3.replace("pasta ", &format!("{PASTA} "));
+    user(&format!("{line} {} >out 2>&1", running.id()))
+        .finish(SOON)
+        .ok();
+    let inside = format!("nsenter -t {} -U -n --preserve-credentials", running.id());
+    assert_eq!(
+        user(&format!(
+            "{inside} curl -sS -m 5 http://{PEER4}/3000 | wc -c"
+        ))
+        .finish(SOON)
+        .ok(),
+        "3000\n"
+    );
+    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
+    running.finish(SOON);
+    assert!(
+        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
+}

@@ -1,0 +1,56 @@
+//! What the established pasta is known not to do as this suite demands; reasons in tests/DIFFERENCES.md.
+//!
+//! Used only when the program under test is the established one: such a test is reported as skipped.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::harness::under_test;
+
+/// Test name, and the paragraph of DIFFERENCES.md that says why it is not asked of the established program.
+const TABLE: &[(&str, &str)] = &[
+    ("config::many_routes", "number of routes"),
+    ("dhcp::neighbour_solicitation", "source of advertisements"),
+    ("icmp::ping_fragments", "fragments"),
+    ("icmp::ping_too_big", "errors for echo requests"),
+    ("icmp::ping_unreachable", "errors for echo requests"),
+    ("icmp::traceroute_icmp", "errors for echo requests"),
+    ("modes::as_root", "started as root"),
+    ("modes::as_root_attached", "started as root"),
+    ("modes::as_root_drops_to_runas", "started as root"),
+    (
+        "modes::attach_to_pid",
+        "a process of the same user namespace",
+    ),
+    ("modes::sigterm_ends_the_command", "end of the command"),
+    ("tcp::both_directions_at_once", "stalls"),
+    ("tcp::large_buffers", "stalls"),
+    ("tcp::mtu_1280", "stalls"),
+    ("tcp::mtu_1500", "stalls"),
+    ("tcp::mtu_65520", "stalls"),
+    ("tcp::small_buffers", "stalls"),
+    ("udp::broadcast", "broadcast"),
+    ("udp::busy_source_port", "busy source ports"),
+    ("udp::fragments_of_the_guest", "fragments"),
+    ("udp::multicast_query", "answers to multicast"),
+    ("udp::multicast_query6", "answers to multicast"),
+];
+
+/// Is the program under test the established implementation?
+pub fn established() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let (path, other) = under_test();
+        other
+            && Command::new(path)
+                .arg("--version")
+                .output()
+                .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("Red Hat"))
+    })
+}
+
+/// Why a test is not run against the program under test, if so.
+pub fn skip_reason(name: &str) -> Option<String> {
+    let (_, why) = TABLE.iter().find(|(n, _)| *n == name)?;
+    established().then(|| format!("the established program differs: {why}"))
+}
