@@ -32,6 +32,11 @@ tests![
     ipv6_only,
     host_without_ipv6,
     host_without_ipv4,
+    ipv6_disabled_on_the_host,
+    only_link_local_ipv6,
+    gateway_by_host_route,
+    address_without_prefix_route,
+    link_without_carrier,
     local_mode,
     outbound_address,
     outbound_interface,
@@ -421,6 +426,69 @@ fn host_without_ipv4() {
     has(&seen.addr, HOST6);
     has(&seen.addr, "169.254.2.1/16");
     g.sh(&format!("ping -6 -n -c 1 -W 2 {PEER6}"));
+}
+
+fn ipv6_disabled_on_the_host() {
+    let w = World::direct();
+    for conf in ["all", "default", "lo", "host0"] {
+        assert!(w.host.set(&format!("ipv6/conf/{conf}/disable_ipv6"), "1"));
+    }
+    let g = w.guest(&[]);
+    has(&look(&g).addr, HOST4);
+    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+}
+
+fn only_link_local_ipv6() {
+    let w = World::direct();
+    w.host
+        .sh("ip -6 addr flush dev host0 scope global; ip -6 route flush dev host0 proto boot");
+    let g = w.guest(&[]);
+    let seen = look(&g);
+    has(&seen.addr, HOST4);
+    lacks(&seen.addr, "2001:db8");
+    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+}
+
+/// A /32 and a gateway that only a host route reaches, as many hosters set it up.
+fn gateway_by_host_route() {
+    let w = World::direct();
+    w.host.sh(
+        "ip addr flush dev host0 scope global; ip addr add 198.51.100.1/32 dev host0
+         ip route add 198.51.100.2 dev host0; ip route add default via 198.51.100.2 dev host0",
+    );
+    let g = w.guest(&["-4"]);
+    let seen = look(&g);
+    has(&seen.addr, "inet 198.51.100.1/32");
+    has(&seen.route4, "default via 198.51.100.2 dev host0");
+    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+}
+
+fn address_without_prefix_route() {
+    let w = World::direct();
+    w.host.sh(
+        "ip addr flush dev host0 scope global; ip addr add 198.51.100.1/24 dev host0 noprefixroute
+         ip route add 198.51.100.0/24 dev host0 metric 600; ip route add default via 198.51.100.2 dev host0 metric 600",
+    );
+    let g = w.guest(&["-4"]);
+    has(&look(&g).addr, "inet 198.51.100.1/24");
+    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+}
+
+/// A cable that is out at the start: the routes are there, marked; later everything works.
+fn link_without_carrier() {
+    let w = World::direct();
+    w.peer.sh("ip link set peer0 down");
+    let g = w.guest(&["-4"]);
+    has(&look(&g).addr, HOST4);
+    w.peer
+        .sh("ip link set peer0 up; ip route add default via 198.51.100.1");
+    assert!(
+        poll_until(SOON, || g
+            .try_sh(&format!("ping -n -c 1 -W 1 {PEER4}"))
+            .code
+            == 0),
+        "no connection after the carrier is back"
+    );
 }
 
 /// No usable interface at all: link-local addresses, and the host's loopback at the gateway.

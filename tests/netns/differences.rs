@@ -11,6 +11,7 @@ use crate::harness::under_test;
 const TABLE: &[(&str, &str)] = &[
     ("config::many_routes", "number of routes"),
     ("dhcp::neighbour_solicitation", "source of advertisements"),
+    ("dns::odd_resolv_conf", "blanks in resolv.conf"),
     ("icmp::ping_fragments", "fragments"),
     ("icmp::ping_too_big", "errors for echo requests"),
     ("icmp::ping_unreachable", "errors for echo requests"),

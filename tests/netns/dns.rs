@@ -14,6 +14,8 @@ tests![
     forward_port_853,
     other_ports_are_not_forwarded,
     direct,
+    odd_resolv_conf,
+    no_name_server,
 ];
 
 #[track_caller]
@@ -93,4 +95,24 @@ fn direct() {
     let w = World::direct();
     dns(&w.peer, DNS4);
     expect_names(&w, &[], DNS4);
+}
+
+/// What is found in the wild: tabs, comments, unknown words, junk, scoped and mapped addresses, no last newline.
+fn odd_resolv_conf() {
+    let text = "; comment\n#another\n\nnameserver\nnameserver not-an-address\nnameserver\tfe80::1%host0\nfoo bar\n\
+                options ndots:5\nsortlist 1.2.3.4\nsearch   one.example\ttwo.example   \nnameserver   203.0.113.53  ";
+    std::fs::write("/run/t/resolv.conf", text).expect("tmpfs");
+    let w = World::direct();
+    dns(&w.peer, DNS4);
+    let g = w.guest(&["--dns-forward", "169.254.1.1"]);
+    std::fs::write("/run/t/resolv.conf", "").expect("tmpfs"); // dig is not as patient
+    let answer = g.sh("dig +time=2 +short @169.254.1.1 www.example.org a");
+    assert_eq!(answer, "192.0.2.80\n");
+}
+
+fn no_name_server() {
+    std::fs::write("/run/t/resolv.conf", "").expect("tmpfs");
+    let w = World::direct();
+    w.guest(&["--dns-forward", "169.254.1.1"])
+        .sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
 }

@@ -398,8 +398,11 @@ fn prepare_files() -> nix::Result<()> {
             "cannot mount /proc in a new process namespace: {e}"
         ))
     });
-    let (tool, other) = under_test();
-    let file = File::open(&tool).unwrap_or_else(|e| panic!("{}: {e}", tool.display())); // may lie below /run
+    let (tool, _) = under_test();
+    // Whatever lies beside it comes along; the path may be below /run, or closed to an unprivileged user.
+    let beside = tool.parent().unwrap_or(Path::new("."));
+    let beside = File::open(beside).unwrap_or_else(|e| panic!("{}: {e}", beside.display()));
+    let name = tool.file_name().expect("a file");
     let resolv = fs::read_link("/etc/resolv.conf").map_or_else(
         |_| PathBuf::from("/etc/resolv.conf"),
         |l| Path::new("/etc").join(l),
@@ -411,23 +414,18 @@ fn prepare_files() -> nix::Result<()> {
         MsFlags::empty(),
         Some("mode=755"),
     )?;
-    for dir in [DIR, "/run/t/bin", "/run/netns"] {
+    for dir in [DIR, "/run/t/bin", "/run/t/built", "/run/netns"] {
         fs::create_dir_all(dir).expect("tmpfs");
     }
-    if other && !tool.starts_with("/run") {
-        symlink(&tool, PASTA).expect("tmpfs"); // it may want to see what lies beside it
-    } else {
-        fs::write("/run/t/bin/passt", "").expect("tmpfs");
-        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-        mount(
-            Some(source.as_str()),
-            "/run/t/bin/passt",
-            NONE,
-            MsFlags::MS_BIND,
-            NONE,
-        )?;
-        symlink("passt", PASTA).expect("tmpfs");
-    }
+    let source = format!("/proc/self/fd/{}", beside.as_raw_fd());
+    mount(
+        Some(source.as_str()),
+        "/run/t/built",
+        NONE,
+        MsFlags::MS_BIND,
+        NONE,
+    )?;
+    symlink(Path::new("/run/t/built").join(name), PASTA).expect("tmpfs");
     fs::write(
         "/run/t/resolv.conf",
         "nameserver 203.0.113.53\nnameserver 2001:db8:99::53\nsearch example.org test.example\n",

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::differences::established;
 use crate::exec::{Running, SOON, alive, poll_until, processes, run, spawn};
-use crate::harness::{DIR, PASTA, tests};
+use crate::harness::{DIR, PASTA, need, tests};
 use crate::servers::http;
 use crate::world::{NO_FORWARDS, Netns, PEER4, PEER6, World, shell};
 
@@ -20,6 +20,9 @@ tests![
     exit_status,
     death_by_signal,
     shell_from_environment,
+    shell_on_a_terminal,
+    one_inside_the_other,
+    two_at_once,
     namespaces_of_the_command,
     no_pid_namespace,
     netns_only,
@@ -105,7 +108,7 @@ impl Holder {
 }
 
 fn serve_http(w: &World) {
-    crate::harness::need("curl");
+    need("curl");
     http(&w.peer, (PEER4, 80));
     http(&w.peer, (PEER6, 80));
 }
@@ -171,6 +174,44 @@ fn shell_from_environment() {
         seen.starts_with("shell 0\n") && seen.contains("198.51.100.1/24"),
         "{seen}"
     );
+}
+
+/// What most people do: an interactive shell on their terminal.
+fn shell_on_a_terminal() {
+    need("script");
+    let w = World::direct();
+    let script = format!(
+        "printf 'ip -o addr show host0\\nexit 4\\n' |
+         SHELL=/bin/bash script -qec '{PASTA} --config-net' typescript"
+    );
+    let output = w.host.start(&script).finish(SOON);
+    let seen = fs::read_to_string("/run/t/typescript").unwrap_or_default();
+    assert_eq!(output.code, 4, "{seen}");
+    assert!(seen.contains("198.51.100.1/24"), "{seen}");
+    assert!(!seen.contains("job control turned off"), "{seen}");
+}
+
+/// A container in a container.
+fn one_inside_the_other() {
+    let w = World::direct();
+    serve_http(&w);
+    let fetch = format!(
+        "curl -sS -m 5 http://{PEER4}/3000 | wc -c; curl -sS -m 5 http://[{PEER6}]/3000 | wc -c"
+    );
+    let inner = format!("{PASTA} -q --config-net -- sh -c '{fetch}; exit 6'");
+    let output = w.inside(&[], &inner);
+    assert_eq!((output.code, output.both().as_str()), (6, "3000\n3000\n"));
+}
+
+fn two_at_once() {
+    let w = World::direct();
+    let first = w.guest(&[]);
+    let second = Netns::new("second");
+    let other = w.attach(&second, &["--config-net"]);
+    connected(&first);
+    connected(&second);
+    other.stop(Signal::SIGTERM, PROMPT);
+    connected(&first);
 }
 
 const ALL: [&str; 6] = ["user", "net", "ipc", "uts", "mnt", "pid"];

@@ -17,6 +17,7 @@ tests![
     capture_of_a_command,
     log_file,
     log_size,
+    system_log,
     statistics,
     summary,
     quiet,
@@ -142,6 +143,34 @@ fn log_size() {
         largest = largest.max(fs::read("/run/t/small").map_or(0, |t| t.len()));
     }
     assert!(largest <= 66_000, "{largest} bytes");
+}
+
+/// In the background, without a log file, messages go where the system's logs go.
+fn system_log() {
+    let w = World::direct();
+    w.host.sh(
+        "mkdir dev; mount -t tmpfs dev dev; mkdir dev/net
+         for f in null zero random urandom net/tun; do touch dev/$f; mount --bind /dev/$f dev/$f; done
+         mount --rbind dev /dev",
+    );
+    let socket = std::os::unix::net::UnixDatagram::bind("/dev/log").expect("a log socket");
+    socket.set_read_timeout(Some(SOON)).expect("a timeout");
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok(n) = socket.recv(&mut buffer) {
+            let line = String::from_utf8_lossy(&buffer[..n]).into_owned();
+            if line.starts_with('<') && line.contains("pas") && line.contains("host0") {
+                return true;
+            }
+        }
+        false
+    });
+    let _ns = Netns::new("guest");
+    let mut all = vec!["--config-net", "--netns", "guest"];
+    all.extend(NO_FORWARDS);
+    w.pasta(&all).ok();
+    let said = reader.join().expect("the log's reader");
+    assert!(said, "the summary is not in the system log");
 }
 
 fn background_noise(w: &World, options: &[&str], script: &str) -> String {
