@@ -15,7 +15,6 @@ pub mod grace;
 pub mod io;
 pub mod quote;
 pub mod report;
-pub mod socket;
 #[cfg(test)]
 mod tests;
 

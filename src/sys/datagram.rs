@@ -250,3 +250,342 @@ pub fn set_dont_fragment(fd: BorrowedFd<'_>, ipv6: bool, on: bool) -> io::Result
     let names = names(ipv6);
     set_int(fd, names.level, names.mtu_discover, mode)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IoSlice, IoSliceMut};
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::sys::errqueue;
+    use crate::sys::mmsg::{self, Arrival, Scratch, SendOptions};
+
+    const PLAIN: SendOptions = SendOptions {
+        to: None,
+        hop_limit: None,
+        tos: 0,
+        ipv6: false,
+    };
+
+    fn wait(socket: &Socket, what: PollFlags) -> PollFlags {
+        let mut fds = [PollFd::new(socket.0.as_fd(), what)];
+        assert_eq!(
+            poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(),
+            1,
+            "nothing happened"
+        );
+        fds[0].revents().unwrap()
+    }
+
+    /// The calls of this file and of `mmsg`, with errors as numbers.
+    struct Socket(OwnedFd);
+
+    impl Socket {
+        fn send_segments(&self, how: &SendOptions, parts: &[IoSlice<'_>], size: u16) {
+            mmsg::send(self.0.as_fd(), how, parts, Some(size)).unwrap();
+        }
+
+        fn send_each(&self, how: &SendOptions, parts: &[IoSlice<'_>]) -> (usize, Option<i32>) {
+            let (sent, error) = mmsg::send_each(self.0.as_fd(), how, parts);
+            (sent, error.map(|e| e.raw_os_error().unwrap()))
+        }
+
+        fn next_error(&self, payload: &mut [u8]) -> Option<errqueue::Record> {
+            errqueue::next(&self.0, payload).unwrap()
+        }
+
+        fn port(&self) -> u16 {
+            local_port(self.0.as_fd()).unwrap()
+        }
+    }
+
+    fn options(ipv6: bool, port: u16) -> OpenOptions<'static> {
+        OpenOptions {
+            ipv6,
+            source: None,
+            device: None,
+            scope: 0,
+            port,
+        }
+    }
+
+    fn open(ipv6: bool, port: u16) -> (Socket, bool) {
+        let (fd, had) = open_udp(&options(ipv6, port)).unwrap();
+        (Socket(fd), had)
+    }
+
+    fn server(address: &str) -> (UdpSocket, SocketAddr) {
+        let server = UdpSocket::bind(address).unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let address = server.local_addr().unwrap();
+        (server, address)
+    }
+
+    fn receive(socket: &Socket) -> (Vec<Arrival>, Vec<Vec<u8>>) {
+        wait(socket, PollFlags::POLLIN);
+        let mut arena = vec![vec![0; 65536]; 8];
+        let mut out = Vec::new();
+        let count = {
+            let mut bufs: Vec<_> = arena.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+            Scratch::new()
+                .receive(socket.0.as_fd(), &mut bufs, |_, one| out.push(one))
+                .unwrap()
+        };
+        for (buf, message) in arena.iter_mut().zip(&out) {
+            buf.truncate(message.len);
+        }
+        arena.truncate(count);
+        assert_eq!(out.len(), count);
+        (out, arena)
+    }
+
+    #[test]
+    fn segments_arrive_as_datagrams() {
+        for (address, ipv6) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
+            let (server, peer) = server(address);
+            let (socket, _) = open(ipv6, 0);
+            connect(socket.0.as_fd(), peer).unwrap();
+            set_dont_fragment(socket.0.as_fd(), ipv6, true).unwrap();
+            let data = [7_u8; 2500];
+            let parts = [
+                IoSlice::new(&data[..1000]),
+                IoSlice::new(&data[..1000]),
+                IoSlice::new(&data[..500]),
+            ];
+            let how = SendOptions {
+                ipv6,
+                hop_limit: Some(9),
+                tos: 0x28,
+                ..PLAIN
+            };
+            socket.send_segments(&how, &parts, 1000);
+            let mut buf = [0; 3000];
+            for want in [1000, 1000, 500] {
+                assert_eq!(server.recv(&mut buf).unwrap(), want);
+            }
+            assert_eq!(socket.send_each(&how, &parts), (3, None));
+            for want in [1000, 1000, 500] {
+                assert_eq!(server.recv(&mut buf).unwrap(), want);
+            }
+        }
+    }
+
+    #[test]
+    fn coalesced_receive_and_traffic_class() {
+        for (address, ipv6) in [("127.0.0.1", false), ("::1", true)] {
+            let (a, _) = open(ipv6, 0);
+            let (b, _) = open(ipv6, 0);
+            let end = |s: &Socket| SocketAddr::new(address.parse().unwrap(), s.port());
+            connect(a.0.as_fd(), end(&b)).unwrap();
+            let data = [3_u8; 1200];
+            let parts = [
+                IoSlice::new(&data),
+                IoSlice::new(&data),
+                IoSlice::new(&data[..100]),
+            ];
+            let how = SendOptions {
+                ipv6,
+                tos: 0x03,
+                ..PLAIN
+            };
+            a.send_segments(&how, &parts, 1200);
+            let (messages, payloads) = receive(&b);
+            let total: usize = messages.iter().map(|m| m.len).sum();
+            assert_eq!(total, 2500);
+            assert_eq!((messages[0].from, messages[0].tos), (end(&a), 3));
+            // Loopback hands the segmented send over whole.
+            assert_eq!((messages.len(), messages[0].segment), (1, 1200));
+            assert!(payloads[0].iter().all(|b| *b == 3));
+        }
+    }
+
+    #[test]
+    fn refusal_is_in_the_error_queue_and_is_reported_once() {
+        for (address, ipv6) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
+            let (gone, peer) = server(address);
+            drop(gone);
+            let (socket, _) = open(ipv6, 0);
+            let how = SendOptions {
+                to: Some(peer),
+                ipv6,
+                ..PLAIN
+            };
+            assert_eq!(
+                socket.send_each(&how, &[IoSlice::new(b"anybody?")]),
+                (1, None)
+            );
+            assert!(wait(&socket, PollFlags::POLLIN).contains(PollFlags::POLLERR));
+            let mut payload = [0; 64];
+            let record = socket.next_error(&mut payload).unwrap();
+            assert_eq!(record.errno, libc::ECONNREFUSED);
+            assert_eq!(record.destination, Some(peer));
+            assert_eq!(record.offender, Some(peer.ip()));
+            assert_eq!(&payload[..record.len], b"anybody?");
+            let origin = if ipv6 {
+                errqueue::Origin::Icmpv6
+            } else {
+                errqueue::Origin::Icmp
+            };
+            assert_eq!(record.origin, origin);
+            assert_eq!(
+                (record.message_type, record.code),
+                if ipv6 { (1, 4) } else { (3, 3) }
+            );
+            assert_eq!(socket.next_error(&mut payload), None);
+            assert_eq!(stream::take_error(&socket.0).unwrap(), 0);
+            let mut fds = [PollFd::new(socket.0.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::ZERO).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_pending_error_is_met_once_and_then_the_datagram_goes() {
+        let (gone, peer) = server("127.0.0.1:0");
+        drop(gone);
+        let (server, good) = server("127.0.0.1:0");
+        let (socket, _) = open(false, 0);
+        let how = |to| SendOptions {
+            to: Some(to),
+            ..PLAIN
+        };
+        assert_eq!(socket.send_each(&how(peer), &[IoSlice::new(b"x")]).0, 1);
+        wait(&socket, PollFlags::POLLIN);
+        let parts = [IoSlice::new(b"1"), IoSlice::new(b"2")];
+        assert_eq!(
+            socket.send_each(&how(good), &parts),
+            (0, Some(libc::ECONNREFUSED))
+        );
+        assert_eq!(socket.send_each(&how(good), &parts), (2, None));
+        let mut buf = [0; 4];
+        assert_eq!(server.recv(&mut buf).unwrap(), 1);
+        assert_eq!(buf[0], b'1');
+    }
+
+    #[test]
+    fn too_big_names_the_mtu() {
+        let (_server, peer) = server("127.0.0.1:0");
+        let (socket, _) = open(false, 0);
+        connect(socket.0.as_fd(), peer).unwrap();
+        set_dont_fragment(socket.0.as_fd(), false, true).unwrap();
+        // Loopback's MTU is more than any datagram has: only a payload no packet can hold is refused.
+        let huge = vec![0; 65508];
+        assert_eq!(
+            socket.send_each(&PLAIN, &[IoSlice::new(&huge)]),
+            (0, Some(libc::EMSGSIZE))
+        );
+        assert_eq!(path_mtu(socket.0.as_fd(), false).unwrap(), 65535);
+        assert_eq!(
+            socket.send_each(&PLAIN, &[IoSlice::new(&huge[..65507])]),
+            (1, None)
+        );
+    }
+
+    #[test]
+    fn the_port_is_exclusive_and_survives_a_dissolved_connection() {
+        let (first, peer) = server("127.0.0.1:0");
+        let (second, other) = server("127.0.0.1:0");
+        let port = {
+            let probe = UdpSocket::bind("0.0.0.0:0").unwrap();
+            probe.local_addr().unwrap().port()
+        };
+        let (socket, had) = open(false, port);
+        assert!(had);
+        let (_another, had) = open(false, port);
+        assert!(!had, "two sockets share a port");
+        connect(socket.0.as_fd(), peer).unwrap();
+        assert_eq!(socket.send_each(&PLAIN, &[IoSlice::new(b"1")]), (1, None));
+        disconnect(socket.0.as_fd()).unwrap();
+        assert_eq!(
+            socket.send_each(
+                &SendOptions {
+                    to: Some(other),
+                    ..PLAIN
+                },
+                &[IoSlice::new(b"2")]
+            ),
+            (1, None)
+        );
+        let mut buf = [0; 4];
+        let (_, from) = first.recv_from(&mut buf).unwrap();
+        assert_eq!(from.port(), port);
+        let (_, from) = second.recv_from(&mut buf).unwrap();
+        assert_eq!(from.port(), port);
+        // And both can answer now.
+        first.send_to(b"a", from).unwrap();
+        let (messages, _) = receive(&socket);
+        assert_eq!(messages[0].from, peer);
+    }
+
+    #[test]
+    fn nothing_to_receive_and_short_buffers() {
+        let (socket, _) = open(false, 0);
+        let mut buf = [0; 4];
+        let mut truncated = false;
+        let mut once = || {
+            let mut bufs = [IoSliceMut::new(&mut buf)];
+            Scratch::new().receive(socket.0.as_fd(), &mut bufs, |_, one| {
+                truncated = one.truncated
+            })
+        };
+        assert_eq!(once().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender
+            .send_to(b"too long", ("127.0.0.1", socket.port()))
+            .unwrap();
+        wait(&socket, PollFlags::POLLIN);
+        assert_eq!(once().unwrap(), 1);
+        assert!(truncated);
+    }
+
+    #[test]
+    fn groups_are_recognised() {
+        let (socket, _) = open(false, 0);
+        enable_groups(socket.0.as_fd(), false).unwrap();
+        let port = socket.port();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(b"you", ("127.0.0.1", port)).unwrap();
+        let (messages, _) = receive(&socket);
+        assert!(!messages[0].group);
+        sender.set_broadcast(true).unwrap();
+        sender.send_to(b"all", ("127.255.255.255", port)).unwrap();
+        let (messages, _) = receive(&socket);
+        assert!(messages[0].group);
+    }
+
+    /// Needs a ping_group_range that includes the tester; where it does not, the kernel must say so.
+    #[test]
+    fn ping_identifiers_are_exclusive() {
+        for (address, ipv6) in [("127.0.0.1", false), ("::1", true)] {
+            let (socket, ident) = match open_ping(&options(ipv6, 54_321)) {
+                Err(e) => {
+                    assert_eq!(e.raw_os_error(), Some(libc::EACCES));
+                    continue;
+                }
+                Ok((fd, ident)) => (Socket(fd), ident),
+            };
+            assert_eq!(ident, 54_321);
+            let (_second, other) = open_ping(&options(ipv6, 54_321)).unwrap();
+            assert_ne!(other, ident);
+            let to = SocketAddr::new(address.parse().unwrap(), 0);
+            let how = SendOptions {
+                to: Some(to),
+                hop_limit: Some(3),
+                ipv6,
+                ..PLAIN
+            };
+            let mut request = vec![if ipv6 { 128 } else { 8 }, 0, 0, 0, 0, 0, 0, 7];
+            request.extend([0x55; 3000]);
+            assert_eq!(socket.send_each(&how, &[IoSlice::new(&request)]), (1, None));
+            let (messages, payloads) = receive(&socket);
+            assert_eq!(messages[0].from.ip(), to.ip());
+            assert_eq!(payloads[0][0], if ipv6 { 129 } else { 0 });
+            assert_eq!(payloads[0][4..6], 54_321_u16.to_be_bytes());
+            assert_eq!(payloads[0][6..], request[6..]);
+        }
+    }
+}

@@ -45,7 +45,6 @@ mod flow;
 mod from_guest;
 mod from_socket;
 pub mod io;
-pub mod socket;
 #[cfg(test)]
 mod tests;
 
