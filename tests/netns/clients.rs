@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{SOON, poll_until, processes, spawn};
+use crate::exec::{SOON, nothing_left, poll_until, processes, spawn};
 use crate::harness::{PASTA, need, tests};
 use crate::servers::{dns, echo, http};
 use crate::world::{DNS4, HOST4, Netns, PEER4, PEER6, World, accept, shell};
@@ -75,12 +75,7 @@ fn podman_run() {
     // The end of the container.
     nix::mount::umount2(ns.path().as_str(), nix::mount::MntFlags::MNT_DETACH).expect("umount");
     fs::remove_file(ns.path()).expect("not busy");
-    assert!(
-        poll_until(std::time::Duration::from_millis(300), || processes()
-            .is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }
 
 fn podman_run_options() {
@@ -171,12 +166,7 @@ fn podman_rootless_netns() {
         kill(Pid::from_raw(pid), None).expect("it is running");
         usable(&ns);
         kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is running");
-        assert!(
-            poll_until(std::time::Duration::from_millis(300), || processes()
-                .is_empty()),
-            "left behind: {:?}",
-            processes()
-        );
+        nothing_left();
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use nix::mount::{MsFlags, mount};
 
 use crate::differences::established;
-use crate::exec::{Output, processes};
+use crate::exec::{Output, PROMPT, nothing_left, poll_until, processes};
 use crate::harness::{PASTA, tests};
 use crate::world::{Netns, World};
 
@@ -56,7 +56,7 @@ fn one_line(output: &Output, words: &[&str]) {
         output.err
     );
     assert_eq!(output.out, "", "on stdout");
-    assert_eq!(processes(), Vec::<i32>::new(), "nothing stays behind");
+    nothing_left();
 }
 
 /// `pasta --config-net ARGS -- true`.
@@ -95,7 +95,7 @@ fn unknown_option() {
         "{}",
         output.err
     );
-    assert_eq!(processes(), Vec::<i32>::new(), "nothing stays behind");
+    nothing_left();
 }
 
 fn ambiguous_option() {
@@ -334,7 +334,12 @@ fn busy_tap() {
         "{}",
         output.err
     );
-    assert_eq!(processes(), before, "processes");
+    assert!(
+        poll_until(PROMPT, || processes().iter().all(|p| before.contains(p))),
+        "{:?} before, {:?} after",
+        before,
+        processes()
+    );
     g.sh(&format!("ping -n -c 1 -W 2 {}", crate::world::PEER4));
 }
 

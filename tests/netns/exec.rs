@@ -164,3 +164,20 @@ pub fn processes() -> Vec<i32> {
     all.sort_unstable();
     all
 }
+
+/// How long the end of one process may take to be the end of all that belong to it.
+pub const PROMPT: Duration = Duration::from_millis(300);
+
+/// Nothing but the test itself is running any more.
+#[track_caller]
+pub fn nothing_left() {
+    let gone = poll_until(PROMPT, || processes().is_empty());
+    assert!(gone, "left behind: {:?}", named(&processes()));
+}
+
+fn named(pids: &[i32]) -> Vec<String> {
+    let comm = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.iter()
+        .map(|pid| format!("{pid} {}", comm(*pid).trim_end()))
+        .collect()
+}
