@@ -412,7 +412,9 @@ fn services(options: &Options, v4: Option<&V4>) -> Services {
         dhcp: !off.dhcp && v4.is_some_and(|v4| v4.gateway.is_some()),
         ndp: !off.ndp && options.ipv6,
         dhcpv6: !off.dhcpv6 && options.ipv6,
-        ra: !off.ra && !off.ndp && options.ipv6,
+        // A namespace that --config-net has configured would make a second address from a router
+        // advertisement, tentative at first, after its user has read the final list.
+        ra: !off.ra && !off.ndp && options.ipv6 && !options.config_net,
     }
 }
 
