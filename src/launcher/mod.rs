@@ -1,4 +1,302 @@
-//! launcher
+//! The start, in order: everything that needs a path, a privilege or a namespace happens here, once.
+//!
+//! [`run`] reads top to bottom. Inherited descriptors are closed; in background mode the caller's process
+//! stays behind and waits; files are opened; the target is opened, or a command is born in namespaces of its
+//! own; the host's network is read and the configuration decided; the ns-agent goes and makes the tap; privilege
+//! is dropped; the forwarder is cloned, prepared and confined; and the launcher turns into the monitor. The other
+//! processes are forks of this one taken as early as they can be, while it is small.
+//!
+//! What must never happen: a byte of the guest read here; a success reported before tap, addresses,
+//! routes and the confinement of every process are final; a failure that leaves anything behind.
 
 pub mod confignet;
 pub mod tap;
+
+mod agent;
+mod background;
+mod command;
+mod error;
+mod files;
+mod identity;
+mod target;
+mod translator;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::addr::Mac;
+use crate::cli::{Options, Target};
+use crate::config::{Environment, Resolved, Verbosity, summary};
+use crate::ipc::{FromAgent, IpcError, TapReport};
+use crate::log::{Sinks, Syslog};
+use crate::monitor::{self, Monitor, Signals, Style, Waiting, Watch};
+use crate::sandbox::{self, Needs, Role};
+use crate::sys::fd::{Standard, keep_only, redirect_to_null};
+use crate::sys::ids::Ids;
+use crate::sys::process::{self, Child};
+
+pub use error::LaunchError;
+use error::cannot;
+use files::PidFile;
+use target::Namespaces;
+
+/// Most descriptors the forwarder asks for, however generous the limit: the flow tables end there too.
+const MAX_DESCRIPTORS: u64 = 1 << 20;
+
+/// Start, and stay as the monitor. Returns in the caller's process of a background start, and when the
+/// start fails.
+///
+/// # Errors
+/// [`LaunchError`]: to be printed as one line, with exit status 1.
+pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
+    keep_only(&[]).map_err(cannot("close inherited descriptors"))?;
+    process::keep_heap();
+    let debug = options.verbosity >= Verbosity::Debug;
+    crate::log::init(options.verbosity, Sinks::stderr(debug));
+    options.check_available()?;
+    let style = match (&options.target, options.foreground) {
+        (Target::Spawn(_), _) => Style::Command,
+        (_, true) => Style::Foreground,
+        (_, false) => Style::Background,
+    };
+    let mut pid_file = options
+        .pid_file
+        .as_deref()
+        .map(PidFile::create)
+        .transpose()?;
+    let caller = if style == Style::Background {
+        match background::fork(pid_file.as_ref())? {
+            background::Fork::Caller(status) => return Ok(status),
+            background::Fork::Daemon(pipe) => Some(pipe),
+        }
+    } else {
+        None
+    };
+    let waiting = Waiting {
+        pid_file: pid_file
+            .as_mut()
+            .and_then(PidFile::take)
+            .map(|file| (file, format!("{}\n", std::process::id()))),
+        parent: caller,
+        command: None,
+    };
+    let result = start(options, style, waiting);
+    if let Some(file) = &pid_file {
+        file.remove();
+    }
+    match result {
+        Err(LaunchError::Reported) => Ok(ExitCode::FAILURE),
+        Err(e) => Err(e),
+        Ok(never) => match never {},
+    }
+}
+
+fn start(
+    options: Options,
+    style: Style,
+    mut waiting: Waiting,
+) -> Result<std::convert::Infallible, LaunchError> {
+    let identity = identity::choose(options.runas.as_ref())?;
+    let pcap = open_files(&options, style)?;
+    let target = open_target(&options, identity)?;
+    let resolved = resolve(&options)?;
+    let needs = Needs {
+        writes_files: false,
+        source_address: false,
+        descriptors: None,
+        report_violations: options.verbosity == Verbosity::Trace,
+    };
+    let mut agent = agent::start(&agent::Plan {
+        namespaces: &target.namespaces,
+        setup: &resolved.netns,
+        identity,
+        needs,
+    })?;
+    let command = match target.command {
+        None => None,
+        Some(command) => {
+            let (child, go) = command.name_host(resolved.uts_hostname.as_deref())?;
+            waiting.command = Some(go);
+            Some(child)
+        }
+    };
+    target::check_alive(&target.watch)?;
+    if let Some(ids) = identity {
+        identity::become_ids(ids)?;
+    }
+    let (report, tap) = receive_tap(&mut agent)?;
+    let forwarder = translator::start(translator_plan(resolved, report, tap, pcap, needs)?)?;
+    // The monitor is long-lived and holds nothing it does not need.
+    drop(target.namespaces);
+    drop(options);
+    become_monitor(
+        Parts {
+            forwarder,
+            agent,
+            command,
+            watch: target.watch,
+            waiting,
+        },
+        style,
+    )
+}
+
+/// Log file, system log, capture file.
+fn open_files(options: &Options, style: Style) -> Result<Option<File>, LaunchError> {
+    let log_file = files::log_file(options)?;
+    let syslog =
+        if style == Style::Background && log_file.is_none() && options.verbosity < Verbosity::Debug
+        {
+            Syslog::connect(&options.program, std::process::id())
+        } else {
+            None
+        };
+    crate::log::with_sinks(|sinks| {
+        sinks.set_file(log_file);
+        sinks.set_syslog(syslog);
+    });
+    files::capture_file(options)
+}
+
+/// What we connect, opened.
+struct OpenTarget {
+    namespaces: Namespaces,
+    watch: Watch,
+    command: Option<command::Command>,
+}
+
+fn open_target(options: &Options, identity: Option<Ids>) -> Result<OpenTarget, LaunchError> {
+    let userns = options.userns.as_deref();
+    let watched = |(namespaces, watch)| OpenTarget {
+        namespaces,
+        watch: if options.no_netns_quit {
+            Watch::Nothing
+        } else {
+            watch
+        },
+        command: None,
+    };
+    match &options.target {
+        Target::Socket => Err(LaunchError::NoNamespace),
+        Target::Pid(pid) => target::of_process(*pid, userns, options.netns_only).map(watched),
+        Target::Netns(path) => target::at_path(path, userns).map(watched),
+        Target::Spawn(arguments) => {
+            let root = nix::unistd::geteuid().is_root();
+            // The command runs as the caller, unless --runas names somebody.
+            let ids = match (identity, &options.runas) {
+                (Some(ids), Some(_)) => ids,
+                _ => Ids::current(),
+            };
+            let command = command::Command::start(&command::Plan {
+                command: arguments,
+                no_pidns: options.no_pidns,
+                ids,
+                privileged: root,
+            })?;
+            Ok(OpenTarget {
+                namespaces: target::of_child(command.pid())?,
+                watch: Watch::Nothing,
+                command: Some(command),
+            })
+        }
+    }
+}
+
+/// Read the host's network and decide everything.
+fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
+    let host = crate::netlink::query_host()?;
+    let resolved = crate::config::resolve(options, &host, &Environment::read())?;
+    for notice in &resolved.notices {
+        log::log!(notice.level, "{}", notice.text);
+    }
+    for line in summary(&resolved).lines() {
+        log::info!("{line}");
+    }
+    Ok(resolved)
+}
+
+/// Wait for the ns-agent to have made the tap.
+fn receive_tap(agent: &mut monitor::Agent) -> Result<(TapReport, OwnedFd), LaunchError> {
+    let received = match &agent.link {
+        Some(link) => link.receive(),
+        None => Err(IpcError::Closed),
+    };
+    match received {
+        Ok((FromAgent::Tap(report), Some(tap))) => {
+            agent.relay_log();
+            Ok((report, tap))
+        }
+        Ok(_) => Err(IpcError::Malformed.into()),
+        Err(IpcError::Closed) => {
+            agent.ended();
+            Err(LaunchError::Reported)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn translator_plan(
+    resolved: Resolved,
+    report: TapReport,
+    tap: OwnedFd,
+    pcap: Option<File>,
+    needs: Needs,
+) -> Result<translator::Plan, LaunchError> {
+    let mut config = resolved.config;
+    config.guest_mac = Some(Mac(report.mac));
+    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read limits"))?;
+    let source_address = config.v4.as_ref().is_some_and(|v4| v4.outbound.is_some())
+        || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some());
+    Ok(translator::Plan {
+        tap,
+        offloads: agent::decode_offloads(report.offloads),
+        nofile: limit.min(MAX_DESCRIPTORS),
+        needs: Needs {
+            writes_files: pcap.is_some(),
+            source_address,
+            ..needs
+        },
+        pcap,
+        config,
+    })
+}
+
+/// What the monitor takes over.
+struct Parts {
+    forwarder: monitor::Forwarder,
+    agent: monitor::Agent,
+    command: Option<Child>,
+    watch: Watch,
+    waiting: Waiting,
+}
+
+fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible, LaunchError> {
+    let signals = Signals::take_over().map_err(cannot("take over signals"))?;
+    let give_up = if style == Style::Background {
+        Standard::All
+    } else {
+        Standard::InputAndOutput
+    };
+    redirect_to_null(give_up).map_err(cannot("redirect standard descriptors"))?;
+    let own_mounts = sandbox::unshare(Role::Monitor);
+    let needs = Needs {
+        writes_files: true,
+        report_violations: false,
+        source_address: false,
+        descriptors: None,
+    };
+    let monitor = Monitor {
+        signals,
+        forwarder: parts.forwarder,
+        agent: parts.agent,
+        command: parts.command,
+        watch: parts.watch,
+        waiting: Some(parts.waiting),
+        style,
+    };
+    let confined = sandbox::confine(Role::Monitor, own_mounts, needs)?;
+    monitor.run(&confined)
+}

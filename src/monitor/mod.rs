@@ -1,1 +1,248 @@
-//! monitor
+//! What the launcher becomes when everything is open: the parent that waits.
+//!
+//! One poll loop over signals, the ends of the other processes (pidfds), their channels, their log lines,
+//! and the watch on the target namespace. It releases what waits for readiness (the forwarder, the command,
+//! the caller's process) once both other processes have said that they are confined, and it alone decides
+//! when and with which status everything ends: every other process dies with it, by end of file on its
+//! channel and by the kernel's parent-death signal.
+//!
+//! It is confined before the others are released ([`Monitor::run`] takes the proof). What must never
+//! happen: a message from another process that is obeyed without being checked, anything read from
+//! the network, a wait without an event.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod helper;
+mod signals;
+mod watch;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, ToAgent, ToForwarder};
+use crate::log::Sinks;
+use crate::sandbox::{Achieved, Confined};
+use crate::sys::process::{Child, Ended, exit_now};
+
+pub use helper::Helper;
+pub use signals::{Signals, Style};
+pub use watch::Watch;
+
+/// What waits for readiness. Consumed when it is reached; dropped, it tells everybody that it never will be.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// PID file, already open, and what it is to say.
+    pub pid_file: Option<(File, String)>,
+    /// The caller's process, in background mode: one byte is success, end of file failure.
+    pub parent: Option<File>,
+    /// The command, not yet executed: one byte is go.
+    pub command: Option<File>,
+}
+
+/// The forwarder as the monitor sees it.
+pub type Forwarder = Helper<ToForwarder, FromForwarder>;
+/// The ns-agent as the monitor sees it.
+pub type Agent = Helper<ToAgent, FromAgent>;
+
+/// Everything the monitor holds.
+#[derive(Debug)]
+pub struct Monitor {
+    /// Blocked and readable as a descriptor.
+    pub signals: Signals,
+    /// The forwarder.
+    pub forwarder: Forwarder,
+    /// The ns-agent.
+    pub agent: Agent,
+    /// pasta's command, or the first process of its pid namespace.
+    pub command: Option<Child>,
+    /// On the target namespace.
+    pub watch: Watch,
+    /// Until ready.
+    pub waiting: Option<Waiting>,
+    /// How signals and the terminal are treated.
+    pub style: Style,
+}
+
+/// How long the others get to end before the monitor does, with the kernel to finish the job.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Sources of events, in the order of the poll table.
+const SOURCES: usize = 9;
+
+impl Monitor {
+    /// Watch until the end, then end this process with the whole program's status. The proof shows that
+    /// we are confined. Does not return: the way out through `main` makes calls the filter forbids.
+    pub fn run(mut self, confined: &Confined) -> ! {
+        log::debug!("monitor confined: {}", confined.achieved());
+        let status = loop {
+            match self.round() {
+                Ok(()) => {}
+                Err(status) => break status,
+            }
+        };
+        self.end();
+        exit_now(i32::from(status))
+    }
+
+    /// One wait and what follows from it; `Err` is the exit status.
+    fn round(&mut self) -> Result<(), u8> {
+        let ready = self.wait()?;
+        let is = |i: usize| ready.get(i).copied().unwrap_or(false);
+        // Lines first: what a process said last explains why it ended.
+        if is(6) {
+            self.forwarder.relay_log();
+        }
+        if is(7) {
+            self.agent.relay_log();
+        }
+        if is(2) {
+            if let Some(status) = self.command_ended() {
+                return Err(status);
+            }
+        }
+        if is(3) {
+            return Err(self.forwarder.ended());
+        }
+        if is(4) {
+            return Err(self.agent.ended());
+        }
+        if is(5) {
+            self.hear_forwarder()?;
+        }
+        if is(8) {
+            self.hear_agent()?;
+        }
+        if is(0) {
+            if let Some(status) = self.signals.take(self.style) {
+                return Err(status);
+            }
+        }
+        if self.watch.gone(is(1)) {
+            log::info!("The namespace is gone, exiting");
+            return Err(0);
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> [Option<BorrowedFd<'_>>; SOURCES] {
+        [
+            Some(self.signals.as_fd()),
+            self.watch.as_fd(),
+            self.command.as_ref().map(|c| c.pidfd.as_fd()),
+            Some(self.forwarder.child.pidfd.as_fd()),
+            Some(self.agent.child.pidfd.as_fd()),
+            self.forwarder.link.as_ref().map(MonitorEnd::as_fd),
+            Some(self.forwarder.log.as_fd()),
+            Some(self.agent.log.as_fd()),
+            self.agent.link.as_ref().map(MonitorEnd::as_fd),
+        ]
+    }
+
+    fn wait(&self) -> Result<[bool; SOURCES], u8> {
+        let sources = self.sources();
+        // A source that is not there polls our signals for nothing: same descriptor, no events.
+        let mut table = sources.map(|fd| match fd {
+            Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+            None => PollFd::new(self.signals.as_fd(), PollFlags::empty()),
+        });
+        let timeout = self.watch.interval().map(TimeSpec::from_duration);
+        match ppoll(&mut table, timeout, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => {
+                log::error!("Can't wait for events: {}", e.desc());
+                return Err(1);
+            }
+        }
+        let mut ready = [false; SOURCES];
+        for ((slot, entry), source) in ready.iter_mut().zip(&table).zip(&sources) {
+            *slot = source.is_some() && entry.revents().is_some_and(|r| !r.is_empty());
+        }
+        Ok(ready)
+    }
+
+    fn command_ended(&mut self) -> Option<u8> {
+        let ended = self.command.as_ref()?.ended()?;
+        self.command = None;
+        Some(match ended {
+            Ended::Exited(status) => status,
+            Ended::Killed(signal) => signal.saturating_add(128),
+        })
+    }
+
+    fn hear_forwarder(&mut self) -> Result<(), u8> {
+        let Some(FromForwarder::Ready { confinement }) = self.forwarder.receive()? else {
+            return Ok(());
+        };
+        self.forwarder.ready(Achieved::from_bits(confinement))?;
+        self.release_if_ready()
+    }
+
+    fn hear_agent(&mut self) -> Result<(), u8> {
+        match self.agent.receive()? {
+            None => Ok(()),
+            Some(FromAgent::Ready { confinement }) => {
+                self.agent.ready(Achieved::from_bits(confinement))?;
+                self.release_if_ready()
+            }
+            // The launcher took the tap before it became the monitor: there is only one.
+            Some(FromAgent::Tap(_)) => Err(self.agent.misbehaved()),
+        }
+    }
+
+    /// Both are confined: let everything go that waited for it.
+    fn release_if_ready(&mut self) -> Result<(), u8> {
+        if !(self.forwarder.is_ready() && self.agent.is_ready()) {
+            return Ok(());
+        }
+        let Some(mut waiting) = self.waiting.take() else {
+            return Ok(());
+        };
+        if let Some((file, pid)) = &mut waiting.pid_file {
+            if let Err(e) = file.write_all(pid.as_bytes()) {
+                log::error!("Couldn't write PID file: {e}");
+                return Err(1);
+            }
+        }
+        if !self.forwarder.send(&ToForwarder::Go) {
+            return Err(self.forwarder.ended());
+        }
+        if let Some(mut command) = waiting.command {
+            // If it is gone already, its pidfd says so.
+            let _ = command.write_all(&[1]);
+        }
+        if let Some(mut parent) = waiting.parent {
+            // The caller's terminal or pipe is given up before the caller is told.
+            crate::log::with_sinks(Sinks::close_stderr);
+            if parent.write_all(&[1]).is_err() {
+                // Whoever started us was killed: nobody is waiting for this network.
+                return Err(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tell the others by closing their channels, and see them off.
+    fn end(&mut self) {
+        self.waiting = None;
+        self.forwarder.link = None;
+        self.agent.link = None;
+        let deadline = Instant::now().checked_add(GRACE);
+        self.forwarder.see_off(deadline);
+        self.agent.see_off(deadline);
+    }
+}

@@ -27,7 +27,7 @@ pub(super) fn empty_root() -> nix::Result<()> {
             place,
             Some("tmpfs"),
             flags,
-            Some("nr_inodes=2,nr_blocks=0,mode=0"),
+            Some("nr_inodes=2,nr_blocks=0,mode=555"),
         ) {
             Ok(()) => return enter(place),
             Err(e) => last = e,

@@ -29,21 +29,25 @@ impl Ids {
 /// Map `ids` to themselves in the user namespace this process has just made.
 pub fn map_self(ids: Ids) -> io::Result<()> {
     let (uid, gid) = (ids.uid.as_raw(), ids.gid.as_raw());
-    write_maps("self", (uid, uid), (gid, gid))
+    write_maps("self", (uid, uid), (gid, gid), false)
 }
 
-/// Map root inside to `ids` outside, for the user namespace of our child `pid`.
-pub fn map_root_of(pid: Pid, ids: Ids) -> io::Result<()> {
+/// Map root inside to `ids` outside, for the user namespace of our child `pid`. With `setgroups`, which
+/// needs CAP_SETGID, supplementary groups can be set inside.
+pub fn map_root_of(pid: Pid, ids: Ids, setgroups: bool) -> io::Result<()> {
     write_maps(
         &pid.to_string(),
         (0, ids.uid.as_raw()),
         (0, ids.gid.as_raw()),
+        setgroups,
     )
 }
 
-fn write_maps(process: &str, uid: (u32, u32), gid: (u32, u32)) -> io::Result<()> {
-    // Without CAP_SETGID outside, the kernel wants setgroups denied before a gid map.
-    write_proc(process, "setgroups", "deny")?;
+fn write_maps(process: &str, uid: (u32, u32), gid: (u32, u32), setgroups: bool) -> io::Result<()> {
+    if !setgroups {
+        // Without CAP_SETGID outside, the kernel wants setgroups denied before a gid map.
+        write_proc(process, "setgroups", "deny")?;
+    }
     write_proc(process, "uid_map", &format!("{} {} 1\n", uid.0, uid.1))?;
     write_proc(process, "gid_map", &format!("{} {} 1\n", gid.0, gid.1))
 }

@@ -7,9 +7,11 @@
 pub mod cmsg;
 pub mod datagram;
 pub mod errqueue;
+pub mod fd;
 pub mod ids;
 pub mod mmsg;
 pub mod process;
+pub mod random;
 pub mod scm;
 pub mod sigsys;
 pub mod stream;

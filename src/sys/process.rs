@@ -5,10 +5,12 @@
 )]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sched::CloneFlags;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// A child of ours.
@@ -18,6 +20,64 @@ pub struct Child {
     pub pid: Pid,
     /// Readable when it has ended.
     pub pidfd: OwnedFd,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// By itself, with this status.
+    Exited(u8),
+    /// By this signal.
+    Killed(u8),
+}
+
+impl Child {
+    /// How it ended, if it has; the process is reaped then, so this answers once.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ended> {
+        wait(self.pidfd.as_fd(), WaitPidFlag::WNOHANG)
+    }
+
+    /// Wait until it ends.
+    #[must_use]
+    pub fn wait(&self) -> Option<Ended> {
+        wait(self.pidfd.as_fd(), WaitPidFlag::empty())
+    }
+}
+
+fn wait(pidfd: BorrowedFd<'_>, flags: WaitPidFlag) -> Option<Ended> {
+    loop {
+        return match waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | flags) {
+            Err(Errno::EINTR) => continue,
+            Ok(WaitStatus::Exited(_, status)) => Some(Ended::Exited(
+                u8::try_from(status & 0xff).unwrap_or(u8::MAX),
+            )),
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                Some(Ended::Killed(u8::try_from(signal as i32).unwrap_or(0)))
+            }
+            // A real-time signal, which nix cannot name.
+            Err(Errno::EINVAL) => Some(Ended::Killed(0)),
+            _ => None,
+        };
+    }
+}
+
+/// Reap children, ours and adopted ones, until `main` has ended; how it did. For the first process of a
+/// pid namespace.
+#[must_use]
+pub fn reap_until(main: Pid) -> Ended {
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(WaitStatus::Exited(pid, status)) if pid == main => {
+                return Ended::Exited(u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
+                return Ended::Killed(u8::try_from(signal as i32).unwrap_or(0));
+            }
+            Err(Errno::ECHILD) => return Ended::Killed(0),
+            _ => {}
+        }
+    }
 }
 
 /// Which side of a [`clone()`] we are on.
@@ -119,6 +179,12 @@ fn prctl(option: libc::c_int, argument: libc::c_long) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The standard library ignores SIGPIPE; programs we execute expect the default.
+pub fn restore_sigpipe() {
+    // SAFETY: SIG_DFL installs no handler, so nothing can run in a bad moment.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 /// Tell the allocator never to give memory back: that would be a system call the filters forbid.

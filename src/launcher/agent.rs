@@ -1,0 +1,208 @@
+//! The ns-agent: enters the target namespaces, makes the tap, configures it, gives up everything and stays.
+//!
+//! It is a process of its own because one process cannot be in two network namespaces, and it stays because
+//! a process that has entered a namespace needs no privilege to make further sockets there, while
+//! entering again would.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use caps::CapSet;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::Signal;
+use nix::unistd::setsid;
+
+use super::confignet::{self, ConfigNetError};
+use super::error::LaunchError;
+use super::identity;
+use super::tap::{self, TapError};
+use super::target::Namespaces;
+use crate::config::namespace::NamespaceSetup;
+use crate::ipc::{self, AgentLink, FromAgent, IpcError, TapReport};
+use crate::monitor;
+use crate::sandbox::{self, Needs, Role, SandboxError};
+use crate::sys::fd::{Standard, keep_only, redirect_to_null};
+use crate::sys::ids::Ids;
+use crate::sys::process::{self, Side, clone, exit_now};
+use crate::sys::scm;
+use crate::sys::tun::Offloads;
+
+/// What it needs to know, decided before the fork.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// Where to go.
+    pub(super) namespaces: &'a Namespaces,
+    /// What to make there.
+    pub(super) setup: &'a NamespaceSetup,
+    /// Whom to become once that is done.
+    pub(super) identity: Option<Ids>,
+    /// For the last stage.
+    pub(super) needs: Needs,
+}
+
+/// Why there is no tap. Printed by the launcher, so the texts are the user's.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("Couldn't switch to pasta namespaces: {}", .0.desc())]
+    Join(Errno),
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    #[error(transparent)]
+    Configure(#[from] ConfigNetError),
+    #[error(transparent)]
+    Identity(#[from] LaunchError),
+    #[error("Couldn't keep capabilities across the change of user: {0}")]
+    KeepCaps(String),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    #[error("Couldn't set the parent-death signal: {0}")]
+    Process(#[from] std::io::Error),
+}
+
+/// Start it.
+pub(super) fn start(plan: &Plan<'_>) -> Result<monitor::Agent, LaunchError> {
+    let (link, socket) = ipc::agent_pair()?;
+    let (log, log_socket) =
+        scm::seqpacket_pair().map_err(super::error::cannot("create a socket pair"))?;
+    match clone(CloneFlags::empty()).map_err(super::error::cannot("fork"))? {
+        Side::Child => run(plan, socket, log_socket),
+        Side::Parent(child) => Ok(monitor::Agent::new(Role::NsAgent, child, link, log)),
+    }
+}
+
+fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
+    let mut keep = vec![socket.as_fd(), log.as_fd(), plan.namespaces.net.as_fd()];
+    keep.extend(plan.namespaces.user.as_ref().map(AsFd::as_fd));
+    let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
+    crate::log::use_channel(log);
+    let ended = match tidy {
+        Err(e) => Err(e.into()),
+        Ok(()) => serve(plan, &AgentLink::new(socket)),
+    };
+    match ended {
+        Ok(never) => match never {},
+        Err(AgentError::Ipc(IpcError::Closed)) => exit_now(0),
+        Err(e) => {
+            log::error!("{e}");
+            exit_now(1)
+        }
+    }
+}
+
+/// Do everything; ends by an error, of which the closed channel is the expected one.
+fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
+    process::die_with_parent(Signal::SIGKILL)?;
+    // Out of the terminal's reach; only fails for a group leader, which a fresh fork is not.
+    let _ = setsid();
+    let pending = join(plan.namespaces).map_err(AgentError::Join)?;
+    make_tap(plan.setup, link)?;
+    if let Some(ids) = plan.identity {
+        change_ids(ids)?;
+    }
+    if pending {
+        join_user(plan.namespaces).map_err(AgentError::Join)?;
+    }
+    close_namespaces(link);
+    // Changes of credentials have cleared the first one.
+    process::die_with_parent(Signal::SIGKILL)?;
+    let own_mounts = sandbox::unshare(Role::NsAgent);
+    let confined = sandbox::confine(Role::NsAgent, own_mounts, plan.needs)?;
+    link.send(
+        FromAgent::Ready {
+            confinement: confined.achieved().bits(),
+        },
+        None,
+    )?;
+    Err(link.wait_end().into())
+}
+
+/// Enter the network namespace, directly if our capabilities reach it, else through the user
+/// namespace. True: the user namespace is still to be entered, after what needs the outside's capabilities.
+fn join(namespaces: &Namespaces) -> Result<bool, Errno> {
+    match (
+        setns(&namespaces.net, CloneFlags::CLONE_NEWNET),
+        &namespaces.user,
+    ) {
+        (Ok(()), user) => Ok(user.is_some()),
+        (Err(Errno::EPERM), Some(user)) => {
+            setns(user, CloneFlags::CLONE_NEWUSER)?;
+            setns(&namespaces.net, CloneFlags::CLONE_NEWNET)?;
+            Ok(false)
+        }
+        (Err(e), _) => Err(e),
+    }
+}
+
+fn join_user(namespaces: &Namespaces) -> Result<(), Errno> {
+    let Some(user) = &namespaces.user else {
+        return Ok(());
+    };
+    match setns(user, CloneFlags::CLONE_NEWUSER) {
+        // It is the one we are in already.
+        Err(Errno::EINVAL) => Ok(()),
+        other => other,
+    }
+}
+
+fn make_tap(setup: &NamespaceSetup, link: &AgentLink) -> Result<(), AgentError> {
+    let mut tap = tap::open(&setup.ifname)?;
+    confignet::apply(setup, &mut tap)?;
+    let report = TapReport {
+        mac: tap.mac.0,
+        index: tap.index,
+        offloads: encode_offloads(tap.offloads),
+    };
+    link.send(FromAgent::Tap(report), Some(tap.fd.as_fd()))?;
+    Ok(())
+}
+
+/// Root of the initial namespace becomes somebody else but keeps, for a moment, what the next steps
+/// need: entering a user namespace and making a mount namespace.
+fn change_ids(ids: Ids) -> Result<(), AgentError> {
+    caps::securebits::set_keepcaps(true).map_err(|e| AgentError::KeepCaps(e.to_string()))?;
+    identity::become_ids(ids)?;
+    let permitted =
+        caps::read(None, CapSet::Permitted).map_err(|e| AgentError::KeepCaps(e.to_string()))?;
+    caps::set(None, CapSet::Effective, &permitted).map_err(|e| AgentError::KeepCaps(e.to_string()))
+}
+
+/// Close the descriptors of the namespaces: all that stays is the channels.
+fn close_namespaces(link: &AgentLink) {
+    let _ = crate::log::with_channel(|log| keep_only(&[link.as_fd(), log]));
+}
+
+/// Offloads as bits of a message.
+fn encode_offloads(o: Offloads) -> u32 {
+    [o.csum, o.tso4, o.tso6, o.tso_ecn, o.uso]
+        .into_iter()
+        .rev()
+        .fold(0, |bits, on| (bits << 1) | u32::from(on))
+}
+
+/// The reverse of what the ns-agent sends.
+pub(super) fn decode_offloads(bits: u32) -> Offloads {
+    let on = |n: u32| bits & (1 << n) != 0;
+    Offloads {
+        csum: on(0),
+        tso4: on(1),
+        tso6: on(2),
+        tso_ecn: on(3),
+        uso: on(4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offloads_survive_the_message() {
+        for bits in 0..32 {
+            assert_eq!(encode_offloads(decode_offloads(bits)), bits);
+        }
+        assert_eq!(decode_offloads(31), Offloads::ALL);
+    }
+}

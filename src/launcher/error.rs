@@ -1,0 +1,132 @@
+//! What can go wrong before everything runs: one line each, in words callers may match on.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::cli::CliError;
+use crate::config::ConfigError;
+use crate::ipc::IpcError;
+use crate::netlink::NetlinkError;
+use crate::sandbox::SandboxError;
+
+/// Why there is no network. The program exits with status 1 after printing it.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Not in this version.
+    #[error(transparent)]
+    Cli(#[from] CliError),
+    /// A socket instead of a namespace.
+    #[error("There is no namespace to connect")]
+    NoNamespace,
+    /// `-P`.
+    #[error("Couldn't open PID file {}: {reason}", path.display())]
+    PidFile {
+        /// As given.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// `-l`.
+    #[error("Couldn't open log file {}: {reason}", path.display())]
+    LogFile {
+        /// As given.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// `-p`.
+    #[error("Couldn't open capture file {}: {reason}", path.display())]
+    CaptureFile {
+        /// As given.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// The target's network namespace.
+    #[error("Couldn't open network namespace {}: {reason}", path.display())]
+    OpenNetns {
+        /// As given, or made from the PID.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// The target's user namespace.
+    #[error("Couldn't open user namespace {}: {reason}", path.display())]
+    OpenUserns {
+        /// As given, or made from the PID.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// New namespaces for a command.
+    #[error(
+        "Couldn't create namespaces for the command: {0} (are user namespaces allowed? see sysctl user.max_user_namespaces, and kernel.apparmor_restrict_unprivileged_userns where AppArmor is used)"
+    )]
+    CreateNamespaces(Reason),
+    /// The new user namespace's id maps.
+    #[error("Couldn't map user and group ids of the new user namespace: {0}")]
+    MapIds(Reason),
+    /// `--runas`.
+    #[error("Invalid --runas option: {0}: {1}")]
+    RunAs(String, &'static str),
+    /// Changing to an unprivileged user.
+    #[error("Couldn't change to user {uid}, group {gid}: {reason}")]
+    ChangeIds {
+        /// Target.
+        uid: u32,
+        /// Target.
+        gid: u32,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// Another process of ours could not do its part, and what it said about that is printed already.
+    #[error("Couldn't start")]
+    Reported,
+    /// A system call that does not fail on a working system.
+    #[error("Couldn't {0}: {1}")]
+    System(&'static str, Reason),
+    /// The host's network could not be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The host's network does not allow what the command line asks for.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Between our processes.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// Confinement of the monitor.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// The kernel's reason in the words of strerror(3), without the number Rust adds.
+#[derive(Debug)]
+pub struct Reason(String);
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Errno> for Reason {
+    fn from(errno: Errno) -> Self {
+        Self(errno.desc().to_owned())
+    }
+}
+
+impl From<io::Error> for Reason {
+    fn from(e: io::Error) -> Self {
+        match e.raw_os_error() {
+            Some(number) => Errno::from_raw(number).into(),
+            None => Self(e.to_string()),
+        }
+    }
+}
+
+/// `map_err` with a step's name.
+pub(super) fn cannot<E: Into<Reason>>(what: &'static str) -> impl FnOnce(E) -> LaunchError {
+    move |e| LaunchError::System(what, e.into())
+}

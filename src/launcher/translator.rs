@@ -1,0 +1,117 @@
+//! The forwarder: cloned into namespaces of its own, prepared while it may still allocate, confined, run.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use nix::unistd::setsid;
+
+use super::error::{LaunchError, cannot};
+use crate::config::Config;
+use crate::forwarder::{Forwarder, Inherited};
+use crate::ipc;
+use crate::monitor;
+use crate::sandbox::{self, Needs, Role};
+use crate::sys::fd::{Standard, keep_only, redirect_to_null};
+use crate::sys::ids::{self, Ids};
+use crate::sys::process::{self, Child, Side, clone, exit_now};
+use crate::sys::random;
+use crate::sys::scm;
+use crate::sys::tun::Offloads;
+
+/// What it is given.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) config: Config,
+    pub(super) tap: OwnedFd,
+    pub(super) offloads: Offloads,
+    pub(super) pcap: Option<File>,
+    /// Descriptors it may have open.
+    pub(super) nofile: u64,
+    pub(super) needs: Needs,
+}
+
+/// Start it. The launcher keeps nothing of what the plan holds.
+pub(super) fn start(plan: Plan) -> Result<monitor::Forwarder, LaunchError> {
+    let (link, control) = ipc::forwarder_pair()?;
+    let (log, log_socket) = scm::seqpacket_pair().map_err(cannot("create a socket pair"))?;
+    let ids = Ids::current();
+    match enter_namespaces()? {
+        Start::Child(namespaces) => run(plan, ids, namespaces, control, log_socket),
+        Start::Parent(child) => Ok(monitor::Forwarder::new(Role::Forwarder, child, link, log)),
+    }
+}
+
+enum Start {
+    Child(CloneFlags),
+    Parent(Child),
+}
+
+/// Clone with as many of the namespaces as this system allows; the ladder judges later.
+fn enter_namespaces() -> Result<Start, LaunchError> {
+    let all = sandbox::namespaces(Role::Forwarder);
+    let mut last = None;
+    for namespaces in [all, all - CloneFlags::CLONE_NEWUSER, CloneFlags::empty()] {
+        match clone(namespaces) {
+            Ok(Side::Child) => return Ok(Start::Child(namespaces)),
+            Ok(Side::Parent(child)) => return Ok(Start::Parent(child)),
+            Err(e) => last = Some(e),
+        }
+    }
+    let reason = last.map_or(nix::errno::Errno::EPERM.into(), Into::into);
+    Err(LaunchError::System("fork", reason))
+}
+
+fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: OwnedFd) -> ! {
+    let mut keep = vec![control.as_fd(), log.as_fd(), plan.tap.as_fd()];
+    keep.extend(plan.pcap.as_ref().map(AsFd::as_fd));
+    let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
+    crate::log::use_channel(log);
+    let result = tidy
+        .map_err(|e| e.to_string())
+        .and_then(|()| serve(plan, ids, namespaces, control));
+    if let Err(e) = result {
+        log::error!("{e}");
+        exit_now(1);
+    }
+    exit_now(0)
+}
+
+fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Result<(), String> {
+    process::die_with_parent(Signal::SIGKILL).map_err(|e| e.to_string())?;
+    // Out of the terminal's reach.
+    let _ = setsid();
+    if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
+        if let Err(e) = ids::map_self(ids) {
+            log::debug!("ids of the forwarder's user namespace stay unmapped: {e}");
+        }
+    }
+    let inherited = Inherited {
+        tap: plan.tap,
+        offloads: plan.offloads,
+        control,
+        pcap: plan.pcap.map(OwnedFd::from),
+        seed: random::seed().map_err(|e| e.to_string())?,
+        nofile: plan.nofile,
+    };
+    let needs = Needs {
+        descriptors: Some(plan.nofile),
+        ..plan.needs
+    };
+    let forwarder = Forwarder::prepare(plan.config, inherited).map_err(|e| chain(&e))?;
+    let own_mounts = namespaces.contains(CloneFlags::CLONE_NEWNS);
+    let confined = sandbox::confine(Role::Forwarder, own_mounts, needs).map_err(|e| chain(&e))?;
+    forwarder.run(&confined).map_err(|e| chain(&e))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

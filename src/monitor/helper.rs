@@ -1,0 +1,166 @@
+//! Another process of ours, from the monitor's side: its end, its channel, its log lines.
+
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::clock;
+use crate::ipc::{IpcError, MonitorEnd};
+use crate::log::{MAX_LINE, RateLimit};
+use crate::sandbox::{Achieved, Role};
+use crate::sys::process::{Child, Ended};
+use crate::sys::scm;
+
+/// Lines a second we take from another process unless the user asked for details.
+const LINES_PER_SECOND: u32 = 1000;
+
+/// Lines taken in one go, so that a chatterbox cannot keep the monitor from its other duties.
+const LINES_AT_ONCE: u32 = 64;
+
+/// One other process.
+#[derive(Debug)]
+pub struct Helper<S, R> {
+    role: Role,
+    /// The process.
+    pub child: Child,
+    /// Our end of the pair; `None` once it has said its last word.
+    pub link: Option<MonitorEnd<S, R>>,
+    /// Its log lines.
+    pub log: OwnedFd,
+    start: Instant,
+    limit: RateLimit,
+    explained: bool,
+    ready: bool,
+}
+
+impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
+    /// A process just started.
+    #[must_use]
+    pub fn new(role: Role, child: Child, link: MonitorEnd<S, R>, log: OwnedFd) -> Self {
+        Self {
+            role,
+            child,
+            link: Some(link),
+            log,
+            start: Instant::now(),
+            limit: RateLimit::new(LINES_PER_SECOND),
+            explained: false,
+            ready: false,
+        }
+    }
+
+    /// It has said that it is confined.
+    pub(super) const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Its READY message: once only. `Err` is the exit status.
+    pub(super) fn ready(&mut self, achieved: Achieved) -> Result<(), u8> {
+        if std::mem::replace(&mut self.ready, true) {
+            return Err(self.misbehaved());
+        }
+        log::debug!("{} confined: {achieved}", self.role.name());
+        Ok(())
+    }
+
+    /// The next message; `None`: end of file, the process is ending. `Err` is the exit status.
+    pub(super) fn receive(&mut self) -> Result<Option<R>, u8> {
+        let Some(link) = &self.link else {
+            return Ok(None);
+        };
+        match link.receive_plain() {
+            Ok(message) => Ok(Some(message)),
+            Err(IpcError::Closed) => {
+                self.link = None;
+                Ok(None)
+            }
+            Err(IpcError::Io(_) | IpcError::Malformed | IpcError::Descriptors) => {
+                Err(self.misbehaved())
+            }
+        }
+    }
+
+    /// Send; false if it is no longer there.
+    pub(super) fn send(&self, message: &S) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.send(message).is_ok())
+    }
+
+    /// Something arrived that it may not say. The exit status.
+    pub(super) fn misbehaved(&self) -> u8 {
+        log::error!("{} sent an invalid message, exiting", self.role.name());
+        1
+    }
+
+    /// It ended. Says why unless it did so itself; the exit status.
+    pub fn ended(&mut self) -> u8 {
+        // Its channel may have ended a moment before it does.
+        let how = self.see_off(Instant::now().checked_add(super::GRACE));
+        if !self.explained {
+            let name = self.role.name();
+            match how {
+                Some(Ended::Killed(31)) => log::error!(
+                    "{name} was killed by signal 31 (SIGSYS): it made a system call its filter forbids; --trace names the call"
+                ),
+                Some(Ended::Killed(signal)) => {
+                    log::error!("{name} was killed by signal {signal}, exiting");
+                }
+                Some(Ended::Exited(status)) => {
+                    log::error!("{name} ended with status {status}, exiting");
+                }
+                None => log::error!("{name} ended, exiting"),
+            }
+        }
+        1
+    }
+
+    /// Put the lines that have arrived into our sinks.
+    pub fn relay_log(&mut self) {
+        let mut buf = [0; MAX_LINE];
+        for _ in 0..LINES_AT_ONCE {
+            let Ok(n) = scm::try_recv(self.log.as_fd(), &mut buf) else {
+                return;
+            };
+            let message = buf.get(..n).unwrap_or_default();
+            if message.is_empty() {
+                return;
+            }
+            self.relay(message);
+        }
+    }
+
+    fn relay(&mut self, message: &[u8]) {
+        if log::max_level() < log::LevelFilter::Debug {
+            let now = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+            match self.limit.admit(clock::Instant(now)) {
+                None => return,
+                Some(0) => {}
+                Some(n) => {
+                    let mut note = String::with_capacity(64);
+                    let _ = write!(note, "{n} log lines of {} suppressed", self.role.name());
+                    log::warn!("{note}");
+                }
+            }
+        }
+        if crate::log::relay(self.role.name(), message) == Some(log::Level::Error) {
+            self.explained = true;
+        }
+    }
+
+    /// Wait until it has ended, at most until `deadline`, take its last lines and reap it.
+    pub(super) fn see_off(&mut self, deadline: Option<Instant>) -> Option<Ended> {
+        let left = deadline.map_or(Duration::ZERO, |d| {
+            d.saturating_duration_since(Instant::now())
+        });
+        let mut table = [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)];
+        let _ = ppoll(&mut table, Some(TimeSpec::from_duration(left)), None);
+        self.relay_log();
+        self.child.ended()
+    }
+}
