@@ -529,7 +529,7 @@ mod tests {
         let mut once = || {
             let mut bufs = [IoSliceMut::new(&mut buf)];
             Scratch::new().receive(socket.0.as_fd(), &mut bufs, |_, one| {
-                truncated = one.truncated
+                truncated = one.truncated;
             })
         };
         assert_eq!(once().unwrap_err().kind(), io::ErrorKind::WouldBlock);

@@ -91,7 +91,7 @@ pub(crate) struct World {
     pub reports: Vec<Reported>,
     pub drops: Vec<Drop>,
     pub cleared: usize,
-    arrived: Vec<Vec<u8>>,
+    pub arrived: Vec<Vec<u8>>,
 }
 
 impl Default for World {

@@ -46,6 +46,8 @@ mod from_guest;
 mod from_socket;
 pub mod io;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
