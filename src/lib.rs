@@ -13,6 +13,7 @@ pub mod log;
 pub mod monitor;
 pub mod netlink;
 pub mod pcap;
+pub mod program;
 pub mod sandbox;
 pub mod services;
 pub mod stats;

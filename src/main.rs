@@ -1,5 +1,5 @@
-use std::process::ExitCode;
+//! `passt`; started as `pasta` or `passt4netns`, the program for namespaces.
 
-fn main() -> ExitCode {
-    ExitCode::FAILURE
+fn main() -> std::process::ExitCode {
+    passt::program::main()
 }

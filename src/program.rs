@@ -1,0 +1,53 @@
+//! The whole program, from argv to the exit status: what each of the thin binaries calls.
+//!
+//! Which program it is, passt or pasta, is decided by the name it was started under and by nothing else. Errors
+//! end here: one line on standard error with everything that led to them, exit status 1.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::cli::{self, Invocation};
+use crate::launcher;
+
+/// One line for an error and everything that led to it: "what failed: why: why".
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Print to standard output; a reader that has gone away is not worth an error message.
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    // If standard error is closed there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::FAILURE
+}
+
+/// Run the program that argv[0] names; the exit status is the one its caller is to see.
+#[must_use]
+pub fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    match cli::parse(&argv) {
+        Ok(Invocation::Help(text) | Invocation::Version(text)) => print(&text),
+        Ok(Invocation::PrintCapabilities) => print(r#"{"type": "net"}"#),
+        Ok(Invocation::Run(options)) => {
+            launcher::run(*options).unwrap_or_else(|e| fail(&chain(&e)))
+        }
+        Err(e) => fail(&e.message),
+    }
+}
