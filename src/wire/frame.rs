@@ -512,6 +512,24 @@ mod tests {
         }
     }
 
+    /// Zero in the field would mean "no checksum".
+    #[test]
+    fn a_udp_checksum_of_zero_is_sent_as_ones() {
+        for is_v6 in [false, true] {
+            let template = template(is_v6);
+            let mut out = [0; MAX_HEADER];
+            let mut checksum = |payload: [u8; 2]| {
+                let at = template
+                    .emit_udp(&mut out, 2, Checksum::Full(&payload))
+                    .unwrap();
+                [out[at - 2], out[at - 1]]
+            };
+            // The payload that brings the sum to all ones is the checksum without it.
+            let balance = checksum([0, 0]);
+            assert_eq!(checksum(balance), [0xff, 0xff]);
+        }
+    }
+
     #[test]
     fn nothing_is_written_beyond_the_buffer_or_the_protocol() {
         for is_v6 in [false, true] {

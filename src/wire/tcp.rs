@@ -637,6 +637,19 @@ mod tests {
     }
 
     #[test]
+    fn sack_of_one_and_a_half_blocks_is_skipped() {
+        let mut options = vec![5, 14];
+        options.extend([1; 12]);
+        let (repr, _) = Repr::parse(&with_options(&options)).unwrap();
+        assert!(repr.options.sack.is_empty());
+        options[1] = 10;
+        options[10..].fill(1);
+        let (repr, _) = Repr::parse(&with_options(&options)).unwrap();
+        let block = (Seq(0x0101_0101), Seq(0x0101_0101));
+        assert_eq!(repr.options.sack.as_slice(), [block]);
+    }
+
+    #[test]
     fn cve_2026_9539_urgent_pointer_is_only_a_number() {
         for urgent in [0, 1, 0x7fff, 0xffff] {
             let mut data = SYN;
