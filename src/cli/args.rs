@@ -324,7 +324,6 @@ pub(super) const PASTA_ONLY: &[&str] = &[
     "no-copy-addrs",
     "ns-mac-addr",
     "host-lo-to-ns-lo",
-    "no-splice",
     "splice-only",
     "dhcp-dns",
     "dhcp-search",

@@ -52,7 +52,7 @@ pub(super) fn options(mode: Mode, program: &str, args: Arguments) -> Result<Opti
         mode,
         program: program.to_owned(),
         target,
-        userns: pasta.userns.clone().map(PathBuf::from),
+        userns: path("user namespace", pasta.userns.clone())?,
         no_netns_quit: pasta.no_netns_quit,
         no_pidns: pasta.no_pidns,
         ..Options::new(mode)
@@ -388,7 +388,7 @@ fn name_options(options: &mut Options, args: NameArgs) -> Result<()> {
             .set(addr.ok_or_else(|| invalid("DNS forwarding address", text))?);
     }
     for text in &args.dns_host {
-        let ok = |a: &IpAddr| !a.is_unspecified() && !a.is_multicast() && enabled(options, a);
+        let ok = |a: &IpAddr| !a.is_unspecified() && !a.is_multicast();
         options.dns_host.set(
             parse_addr(text)
                 .filter(ok)

@@ -184,6 +184,8 @@ fn check_mode(mode: Mode, options: &[OsString]) -> Result<(), CliError> {
     };
     match options
         .iter()
+        // Asking for no repair socket is true of pasta, and accepted by the established one.
+        .filter(|word| *word != "--repair-path=none")
         .map(name_of)
         .find(|name| its.contains(&name.as_str()))
     {

@@ -152,7 +152,7 @@ pub fn resolve(
         host,
     };
     dns::apply(&resolvers, v4.as_mut(), v6.as_mut(), &mut notices);
-    let services = services(options, v4.as_ref());
+    let services = services(options, v4.as_ref(), v6.as_ref());
     let context = Context {
         ipv4: options.ipv4,
         ipv6,
@@ -403,18 +403,19 @@ fn class_prefix_len(addr: Ipv4Addr) -> u8 {
     }
 }
 
-fn services(options: &Options, v4: Option<&V4>) -> Services {
+/// DHCP needs a gateway to be the server, DHCPv6 an address to give.
+fn services(options: &Options, v4: Option<&V4>, v6: Option<&V6>) -> Services {
     let off = &options.disabled;
     Services {
         tcp: !off.tcp,
         udp: !off.udp,
         icmp: !off.icmp,
         dhcp: !off.dhcp && v4.is_some_and(|v4| v4.gateway.is_some()),
-        ndp: !off.ndp && options.ipv6,
-        dhcpv6: !off.dhcpv6 && options.ipv6,
+        ndp: !off.ndp && v6.is_some(),
+        dhcpv6: !off.dhcpv6 && v6.is_some_and(|v6| v6.addr.is_some()),
         // A namespace that --config-net has configured would make a second address from a router
         // advertisement, tentative at first, after its user has read the final list.
-        ra: !off.ra && !off.ndp && options.ipv6 && !options.config_net,
+        ra: !off.ra && !off.ndp && v6.is_some() && !options.config_net,
     }
 }
 
@@ -481,3 +482,6 @@ fn uts_hostname(options: &Options, host: &str) -> Option<String> {
     }
     Some(name)
 }
+
+#[cfg(test)]
+mod tests;
