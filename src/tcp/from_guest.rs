@@ -24,6 +24,8 @@ pub(super) struct Run<'a> {
     slices: [IoSlice<'a>; RUN],
     count: usize,
     bytes: usize,
+    /// Where it begins.
+    start: Seq,
     /// Segments that arrived out of order.
     pub gaps: u8,
 }
@@ -34,19 +36,19 @@ impl<'a> Run<'a> {
             slices: [IoSlice::new(&[]); RUN],
             count: 0,
             bytes: 0,
+            start: Seq(0),
             gaps: 0,
         }
     }
 
-    fn push(&mut self, data: &'a [u8]) -> bool {
-        match self.slices.get_mut(self.count) {
-            Some(slot) => {
-                *slot = IoSlice::new(data);
-                self.count = self.count.saturating_add(1);
-                self.bytes = self.bytes.saturating_add(data.len());
-                true
+    fn push(&mut self, seq: Seq, data: &'a [u8]) {
+        if let Some(slot) = self.slices.get_mut(self.count) {
+            *slot = IoSlice::new(data);
+            if self.count == 0 {
+                self.start = seq;
             }
-            None => false,
+            self.count = self.count.saturating_add(1);
+            self.bytes = self.bytes.saturating_add(data.len());
         }
     }
 
@@ -236,6 +238,9 @@ impl<S> Conn<S> {
         if segment.payload.is_empty() && !fin {
             return;
         }
+        if run.count == RUN {
+            self.flush_run(ctx, run);
+        }
         let mut seq = segment.repr.seq;
         let mut data = segment.payload;
         if seq.lt(self.rcv_nxt) {
@@ -273,10 +278,7 @@ impl<S> Conn<S> {
             .saturating_add(length / 8)
             .max(1);
         if seq == self.rcv_nxt {
-            if !run.push(data) {
-                self.flush_run(ctx, run);
-                run.push(data);
-            }
+            run.push(seq, data);
             self.rcv_nxt = self.rcv_nxt.add(u32::try_from(data.len()).unwrap_or(0));
         } else {
             self.out_of_order(ctx, seq, data);
@@ -334,10 +336,8 @@ impl<S> Conn<S> {
 
     /// Keep what follows the first `skip` noted bytes.
     fn keep_rest<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>, run: &Run<'_>, skip: usize) {
+        let mut at = run.start.add(u32::try_from(skip).unwrap_or(0));
         let mut skip = skip;
-        let mut at = self
-            .host_nxt
-            .add(ctx.pool.contiguous(&self.kept, self.host_nxt));
         for slice in run.slices() {
             let Some(data) = slice.get(skip.min(slice.len())..) else {
                 break;

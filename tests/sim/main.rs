@@ -1,0 +1,237 @@
+//! The TCP engine between a model of a guest's kernel and a model of the host's, on a virtual clock.
+//!
+//! Every cell of the grid is one connection from SYN to the last FIN. Asserted in each: every byte arrives once, in
+//! order, with its value, in both directions; both sides see a clean end; nothing is left behind in the engine; no
+//! reset; and nobody who is owed bytes waits longer than the cell's conditions explain. Everything is
+//! deterministic; a failure prints the scenario, and `SIM_TRACE=1` prints every frame of it.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    clippy::print_stdout,
+    reason = "numbers are small and the summary is the point"
+)]
+
+mod guest;
+mod rng;
+mod socket;
+mod world;
+
+use guest::Behaviour;
+use socket::Peer;
+use world::{Outcome, Scenario, Tap, World};
+
+const RTTS: [u64; 6] = [0, 50, 200, 1000, 20_000, 200_000];
+const LOSSES: [u32; 3] = [0, 10, 200];
+const MTUS: [u16; 3] = [576, 1500, 65_520];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Direction {
+    Up,
+    Down,
+    Both,
+}
+
+/// One cell of the grid.
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    direction: Direction,
+    rtt: u64,
+    loss: (u32, u32),
+    reorder: bool,
+    large: bool,
+    mtu: u16,
+    slow: bool,
+    half_close: bool,
+}
+
+impl Cell {
+    fn scenario(self, seed: u64) -> Scenario {
+        let amount = 600_000 + seed % 1000;
+        let up = if self.direction == Direction::Down {
+            seed % 500
+        } else {
+            amount
+        };
+        let down = if self.direction == Direction::Up {
+            seed % 300
+        } else {
+            amount
+        };
+        let slow_rate = if self.slow { 2000 } else { 0 };
+        Scenario {
+            seed,
+            tap: Tap {
+                loss: self.loss,
+                reorder: if self.reorder { 100 } else { 0 },
+                queue: 1000,
+                mtu: self.mtu,
+            },
+            guest: Behaviour {
+                sends: up,
+                closes_first: self.half_close || self.direction == Direction::Up,
+                mss: self.mtu - 40,
+                offload: seed % 3 > 0,
+                sack: seed % 7 > 0,
+                scaled: seed % 5 > 0,
+                rcvbuf: if self.large { 4 << 20 } else { 64 << 10 },
+                read_rate: if self.direction == Direction::Down {
+                    slow_rate
+                } else {
+                    0
+                },
+            },
+            peer: Peer {
+                rtt: self.rtt,
+                sndbuf: if self.large {
+                    (87_040, 4 << 20)
+                } else {
+                    (4608, 16_384)
+                },
+                rcvbuf: if self.large { 4 << 20 } else { 8192 },
+                window: if self.large { 4 << 20 } else { 32 << 10 },
+                read_rate: if self.direction == Direction::Down {
+                    0
+                } else {
+                    slow_rate
+                },
+                sends: down,
+                after_fin: self.half_close && self.direction != Direction::Both,
+                after_bytes: if self.direction == Direction::Down {
+                    up
+                } else {
+                    0
+                },
+            },
+        }
+    }
+
+    /// The longest silence the conditions of this cell explain, µs.
+    fn patience(self) -> u64 {
+        let calm = 2 * self.rtt + if self.slow { 50_000 } else { 0 } + 60_000;
+        match self.loss {
+            (0, 0) => calm,
+            // Two timeouts in a row, after a probe, at the guest's or our end.
+            _ => calm + 1_000_000 + 4 * self.rtt,
+        }
+    }
+}
+
+/// Says which cell it was if the run ends in a panic.
+struct Named(Cell, u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("in {:?} with SIM_CELL={}", self.0, self.1);
+        }
+    }
+}
+
+fn grid(direction: Direction) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for rtt in RTTS {
+        for loss in LOSSES
+            .iter()
+            .flat_map(|a| LOSSES.iter().map(move |b| (*a, *b)))
+        {
+            for mtu in MTUS {
+                for bits in 0..16 {
+                    cells.push(Cell {
+                        direction,
+                        rtt,
+                        loss,
+                        mtu,
+                        reorder: bits & 1 > 0,
+                        large: bits & 2 > 0,
+                        slow: bits & 4 > 0,
+                        half_close: bits & 8 > 0,
+                    });
+                }
+            }
+        }
+    }
+    cells
+}
+
+fn run_grid(direction: Direction) {
+    let mut worst = (Outcome::default(), None);
+    let mut timeouts = [0_u64; 2];
+    let mut kept = 0;
+    let cells = grid(direction);
+    let mut failures = Vec::new();
+    for (n, cell) in cells.iter().enumerate() {
+        let seed = n as u64 * 7919 + direction as u64;
+        let name = Named(*cell, seed);
+        let outcome = World::new(&cell.scenario(seed)).run();
+        drop(name);
+        if outcome.stall > cell.patience() {
+            failures.push(format!("{cell:?} seed {seed}: {outcome:?}"));
+        }
+        let lossless = usize::from(cell.loss != (0, 0) || cell.reorder);
+        timeouts[lossless] += u64::from(outcome.guest_timeouts);
+        if lossless == 0 && outcome.guest_timeouts > 0 {
+            failures.push(format!(
+                "timeout without loss: {cell:?} seed {seed}: {outcome:?}"
+            ));
+        }
+        kept = kept.max(outcome.most_kept);
+        if outcome.stall > worst.0.stall {
+            worst = (outcome, Some(*cell));
+        }
+    }
+    println!(
+        "{direction:?}: {} cells, longest silence {} ms in {:?}, guest timeouts {} without and {} with loss, most kept {} KiB",
+        cells.len(),
+        worst.0.stall / 1000,
+        worst.1,
+        timeouts[0],
+        timeouts[1],
+        kept >> 10,
+    );
+    assert!(
+        failures.is_empty(),
+        "{} stalls:\n{}",
+        failures.len(),
+        failures
+            .iter()
+            .take(12)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+}
+
+#[test]
+fn uploads() {
+    run_grid(Direction::Up);
+}
+
+#[test]
+fn downloads() {
+    run_grid(Direction::Down);
+}
+
+#[test]
+fn both_ways_at_once() {
+    run_grid(Direction::Both);
+}
+
+/// `SIM_CELL` is the number of a cell, `SIM_DIRECTION` one of up, down, both: run that one alone.
+#[test]
+fn one_cell() {
+    let Some(number) = std::env::var("SIM_CELL")
+        .ok()
+        .and_then(|n| n.parse::<u64>().ok())
+    else {
+        return;
+    };
+    let direction = match std::env::var("SIM_DIRECTION").as_deref() {
+        Ok("down") => Direction::Down,
+        Ok("both") => Direction::Both,
+        _ => Direction::Up,
+    };
+    let cell = grid(direction)[(number / 7919) as usize];
+    println!("{cell:?}");
+    println!("{:?}", World::new(&cell.scenario(number)).run());
+}
