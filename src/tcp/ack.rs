@@ -25,15 +25,17 @@ use std::time::Duration;
 
 use super::conn::{Conn, Ctx, Facts};
 use super::io::Io;
+use super::keep::Pool;
 use super::recovery::low;
 use crate::clock::Instant;
-use crate::wire::tcp::{Flags, Options};
+use crate::wire::tcp::{Flags, SackBlocks};
 
 /// How long a single small segment may wait for its acknowledgement.
 const DELAY: Duration = Duration::from_millis(1);
 /// A frame this large (bytes) is acknowledged at the end of the round.
 const LARGE: u32 = 4096;
-/// What the guest may send beyond what the socket has room for.
+/// What the guest may send beyond what the socket has room for: at most this, and at most as much as the socket's
+/// buffer again (what is kept adds to the round trip the guest sees).
 const ALLOWANCE: u32 = 256 << 10;
 /// No window is smaller than this because of the tap's queue.
 const QUEUE_FLOOR: u32 = 64 << 10;
@@ -161,7 +163,7 @@ impl<S> Conn<S> {
         let space = ctx.io.space(socket);
         let kept = self.rcv_nxt.distance(self.host_nxt);
         let pool = ctx.pool.available();
-        let allowance = ALLOWANCE.min(pool / 8);
+        let allowance = ALLOWANCE.min(space.size).min(pool / 8);
         let free = space.size.saturating_sub(space.queued);
         let mut want = free.saturating_add(allowance).saturating_sub(kept);
         if kept == 0 && (pool > 0 || !self.is(Facts::BLOCKED)) {
@@ -191,13 +193,29 @@ impl<S> Conn<S> {
     /// Tell the guest where we stand, with a segment of its own.
     pub fn emit_ack<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
         let mut repr = self.header(&ctx.key, self.snd_nxt, Flags::ACK);
-        if self.is(Facts::SACK) && !self.kept.is_none() {
-            repr.options = Options {
-                sack: ctx.pool.sack(&self.kept, self.rcv_nxt),
-                ..Options::NONE
-            };
-        }
+        repr.options.sack = self.sack_blocks(ctx.pool);
         ctx.io.emit(&ctx.key, &repr);
+    }
+
+    /// What has arrived beyond a gap. The FIN counts as a byte.
+    fn sack_blocks(&self, pool: &Pool) -> SackBlocks {
+        let fin = self.is(Facts::FIN_SEEN) && self.fin_at.gt(self.rcv_nxt);
+        if !self.is(Facts::SACK) || self.kept.is_none() && !fin {
+            return SackBlocks::EMPTY;
+        }
+        let data = pool.sack(&self.kept, self.rcv_nxt);
+        if !fin {
+            return data;
+        }
+        let mut blocks = SackBlocks::EMPTY;
+        let fin_end = self.fin_at.add(1);
+        if data.as_slice().iter().all(|(_, end)| *end != self.fin_at) {
+            blocks.push(self.fin_at, fin_end);
+        }
+        for &(start, end) in data.as_slice() {
+            blocks.push(start, if end == self.fin_at { fin_end } else { end });
+        }
+        blocks
     }
 
     /// An acknowledgement is about to go out: let it carry a fresh window, if the guest's is getting low. (Asking

@@ -222,7 +222,7 @@ impl<S> Conn<S> {
             news = true;
         }
         if news {
-            self.consider_loss();
+            self.consider_loss(ctx.now);
         }
         true
     }
@@ -268,6 +268,10 @@ impl<S> Conn<S> {
             self.fin_at = end;
         }
         self.frames = self.frames.saturating_add(1);
+        if seq != self.rcv_nxt {
+            self.set(Facts::ACK_NOW);
+            run.gaps = run.gaps.saturating_add(1);
+        }
         if data.is_empty() {
             return;
         }
@@ -281,17 +285,11 @@ impl<S> Conn<S> {
             run.push(seq, data);
             self.rcv_nxt = self.rcv_nxt.add(u32::try_from(data.len()).unwrap_or(0));
         } else {
-            self.out_of_order(ctx, seq, data);
-            run.gaps = run.gaps.saturating_add(1);
+            let stored = ctx.pool.insert(&mut self.kept, seq, data, false);
+            if usize::try_from(stored).unwrap_or(0) < data.len() {
+                ctx.io.drop(Drop::NoBuffer);
+            }
         }
-    }
-
-    fn out_of_order<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>, seq: Seq, data: &[u8]) {
-        let stored = ctx.pool.insert(&mut self.kept, seq, data, false);
-        if usize::try_from(stored).unwrap_or(0) < data.len() {
-            ctx.io.drop(Drop::NoBuffer);
-        }
-        self.set(Facts::ACK_NOW);
     }
 
     /// Offer what was noted to the socket; keep what it does not take. Afterwards `rcv_nxt` is exact.

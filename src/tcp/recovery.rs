@@ -199,6 +199,11 @@ impl Rtt {
         Duration::from_micros(first.saturating_mul(factor).min(Self::MAX))
     }
 
+    /// An eighth of a round trip.
+    pub fn eighth(&self) -> Duration {
+        Duration::from_micros(u64::from(self.smoothed / 8))
+    }
+
     /// Two round trips, µs; 0 if not known.
     pub fn twice(&self) -> u64 {
         u64::from(self.smoothed).saturating_mul(2)

@@ -33,6 +33,8 @@ const CRUMB: u32 = 2048;
 /// How long consuming (or trying a full tap again) is put off.
 const CHORE: Duration = Duration::from_millis(10);
 const TAP_RETRY: Duration = Duration::from_millis(1);
+/// The least time a segment may be overtaken by before it counts as lost.
+const REORDERING: Duration = Duration::from_millis(1);
 /// The least time to a tail loss probe, and what is added when the guest may be delaying its acknowledgement.
 const PROBE_MIN: u64 = 10_000;
 const PROBE_DELAYED: u64 = 60_000;
@@ -106,7 +108,9 @@ impl<S> Conn<S> {
                 return;
             }
             self.snd_nxt = self.snd_nxt.add(sent.sent);
-            self.rtt.start(self.snd_nxt, ctx.now);
+            if !self.is(Facts::RECOVERY) {
+                self.rtt.start(self.snd_nxt, ctx.now);
+            }
             budget = budget.saturating_sub(sent.peeked);
             if sent.sent < sent.peeked {
                 self.set(Facts::MORE);
@@ -236,7 +240,7 @@ impl<S> Conn<S> {
     }
 
     /// The guest reported something beyond a gap, or repeated itself.
-    pub fn consider_loss(&mut self) {
+    pub fn consider_loss(&mut self, now: Instant) {
         if self.data_end().le(self.snd_una) {
             return;
         }
@@ -251,14 +255,23 @@ impl<S> Conn<S> {
             .board
             .last_end()
             .map_or(0, |end| end.distance(self.snd_una));
-        let enough = u32::from(self.mss).saturating_mul(3);
-        let lost_to = match reported {
-            Some(start) if self.dup_acks >= 3 || overtaken > enough => start,
-            None if self.dup_acks >= 3 && !self.is(Facts::SACK) => {
-                self.snd_una.add(u32::from(self.mss)).min(self.data_end())
+        let enough = self.dup_acks >= 3 || overtaken > u32::from(self.mss).saturating_mul(3);
+        match reported {
+            // What a probe provoked is no reordering.
+            Some(start) if enough || self.is(Facts::PROBED) => self.recover_fast(start),
+            // Wait a little for what may merely have been overtaken (RFC 8985 section 6.2).
+            Some(_) => {
+                let patience = self.rtt.eighth().max(REORDERING);
+                self.rtx_at = self.rtx_at.min(now.after(patience));
             }
-            _ => return,
-        };
+            None if self.dup_acks >= 3 && !self.is(Facts::SACK) => {
+                self.recover_fast(self.snd_una.add(u32::from(self.mss)).min(self.data_end()));
+            }
+            None => {}
+        }
+    }
+
+    fn recover_fast(&mut self, lost_to: Seq) {
         self.begin_recovery(lost_to);
         self.ssthresh = (self.in_flight() / 10)
             .saturating_mul(7)
@@ -268,6 +281,7 @@ impl<S> Conn<S> {
 
     fn begin_recovery(&mut self, lost_to: Seq) {
         self.set(Facts::RECOVERY);
+        self.rtt.abandon();
         self.recover = self.snd_nxt;
         self.rexmit = self.snd_una;
         self.lost_to = lost_to;
@@ -277,7 +291,6 @@ impl<S> Conn<S> {
     pub fn lose_all(&mut self) {
         self.begin_recovery(self.snd_nxt);
         self.set(Facts::TIMEOUT);
-        self.rtt.abandon();
     }
 
     /// What is in flight may not arrive: when to do something about it.
@@ -315,7 +328,19 @@ impl<S> Conn<S> {
             ctx.io.emit(&ctx.key, &repr);
             return self.back_off(ctx.now, ctx.limits.retries);
         }
-        if !self.any(Facts::PROBED.union(Facts::TIMEOUT)) && self.rtt.twice() > 0 {
+        let early = !self.any(Facts::PROBED.union(Facts::TIMEOUT)) && self.rtt.twice() > 0;
+        if let Some(start) = self
+            .board
+            .last_start()
+            .filter(|_| early && !self.is(Facts::RECOVERY))
+        {
+            // Overtaken, and still not there.
+            self.recover_fast(start);
+            self.retransmit(ctx);
+            self.arm_retransmit(ctx.now);
+            return true;
+        }
+        if early {
             self.set(Facts::PROBED);
             self.probe(ctx);
             self.arm_retransmit(ctx.now);

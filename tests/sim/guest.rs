@@ -399,7 +399,10 @@ impl Guest {
             self.split(s);
             self.split(e);
             for segment in &mut self.segments {
-                if segment.start >= s && segment.end <= e && !segment.fin && !segment.sacked {
+                if segment.start >= s
+                    && segment.end + u64::from(segment.fin) <= e
+                    && !segment.sacked
+                {
                     segment.sacked = true;
                     segment.lost = false;
                     progress = true;
@@ -666,7 +669,10 @@ impl Guest {
             if self.read < self.data_received() {
                 self.read_at = now + 1000;
             }
-            let free = self.how.rcvbuf.saturating_sub(self.data_received() - self.read);
+            let free = self
+                .how
+                .rcvbuf
+                .saturating_sub(self.data_received() - self.read);
             if self.rcv_nxt + free >= self.edge + (self.how.rcvbuf / 2).min(2 * self.peer_mss) {
                 self.send_ack();
             }

@@ -107,10 +107,12 @@ impl Cell {
     }
 
     /// The longest silence the conditions of this cell explain, µs.
-    fn patience(self) -> u64 {
+    fn patience(self, sack: bool) -> u64 {
         let calm = 2 * self.rtt + if self.slow { 50_000 } else { 0 } + 60_000;
         match self.loss {
             (0, 0) => calm,
+            // Without SACK a guest learns of one loss per round trip, and times whole recoveries.
+            _ if !sack => calm + 20_000_000,
             // Two timeouts in a row, after a probe, at the guest's or our end.
             _ => calm + 1_000_000 + 4 * self.rtt,
         }
@@ -165,7 +167,7 @@ fn run_grid(direction: Direction) {
         let name = Named(*cell, seed);
         let outcome = World::new(&cell.scenario(seed)).run();
         drop(name);
-        if outcome.stall > cell.patience() {
+        if outcome.stall > cell.patience(seed % 7 > 0) {
             failures.push(format!("{cell:?} seed {seed}: {outcome:?}"));
         }
         let lossless = usize::from(cell.loss != (0, 0) || cell.reorder);
