@@ -149,6 +149,7 @@ impl<S> Conn<S> {
                 return Verdict::Restart;
             }
             if self.is(Facts::SYN_SENT) {
+                self.rtt.abandon();
                 self.emit_syn_ack(ctx);
             }
             return Verdict::Carry;

@@ -281,7 +281,7 @@ impl World {
     /// Collect what everybody wants to happen later.
     fn collect(&mut self) {
         while let Some(out) = self.guest.out.pop_front() {
-            self.from_guest(out);
+            self.leave_guest(&out);
         }
         while let Some((repr, payload)) = self.host.to_guest.pop_front() {
             if self.trace {
@@ -340,7 +340,7 @@ impl World {
         self.frames.len() - 1
     }
 
-    fn from_guest(&mut self, out: Out) {
+    fn leave_guest(&mut self, out: &Out) {
         if self.trace {
             println!(
                 "{:>10} guest -> {:?} seq {:?} +{} ack {:?} win {} sack {:?}",
