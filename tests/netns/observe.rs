@@ -135,7 +135,7 @@ fn log_size() {
         ping();
         let text = fs::read_to_string("/run/t/small").unwrap_or_default();
         largest = largest.max(text.len());
-        text.contains("log truncated at")
+        text.contains("log truncated")
     });
     assert!(wrapped, "never truncated, {largest} bytes");
     for _ in 0..10 {
@@ -208,8 +208,8 @@ fn statistics() {
         "no statistics:\n{text}"
     );
     assert!(
-        text.to_lowercase().contains("icmp")
-            || text.to_lowercase().contains("tap")
+        text.lines()
+            .any(|l| l.contains("guest") && l.contains("frames"))
             || established(),
         "{text}"
     );

@@ -311,13 +311,13 @@ impl World {
                  route add default via {GATEWAY4}\nroute add default via {GATEWAY6}\n"
             ),
         );
-        let on_lo = [PEER4, DNS4, PEER6, DNS6].map(|a| {
-            format!(
-                "addr add {a}/{} dev lo\n",
-                if a.contains(':') { 128 } else { 32 }
-            )
-        });
-        ip(&self.peer, &on_lo.concat());
+        let on_lo = [PEER4, DNS4]
+            .map(|a| format!("addr add {a}/32 dev lo\n"))
+            .concat()
+            + &[PEER6, DNS6]
+                .map(|a| format!("addr add {a}/128 dev lo nodad\n"))
+                .concat();
+        ip(&self.peer, &on_lo);
         let up = || self.host.sh("ip -o link show host0").contains("state UP");
         assert!(poll_until(SOON, up), "host0 has no carrier");
     }
