@@ -10,6 +10,8 @@
 )]
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
 
 use passt::addr::Mac;
 use passt::cli::{self, Invocation};
@@ -153,4 +155,83 @@ fn corpus() {
         wrong.join("\n")
     );
     assert!(lines > 400, "{lines}");
+}
+
+/// Start the built program under `name`.
+fn run(name: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_passt"))
+        .arg0(name)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn refused(name: &str, args: &[&str], first_line: &str) {
+    let output = run(name, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+    assert_eq!(text.lines().next(), Some(first_line), "{args:?}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+}
+
+#[test]
+fn the_program_says_what_callers_match_on() {
+    refused(
+        "/usr/bin/pasta",
+        &["--no-map-gw", "--xyz"],
+        "pasta: unrecognized option '--xyz'",
+    );
+    refused(
+        "pasta",
+        &["--no-such-option"],
+        "pasta: unrecognized option '--no-such-option'",
+    );
+    refused(
+        "pasta",
+        &["--bogus", "--version"],
+        "pasta: unrecognized option '--bogus'",
+    );
+    refused("passt4netns", &["-Z"], "passt4netns: invalid option -- 'Z'");
+    refused(
+        "pasta",
+        &["-t", "1/2/3/4", "--netns", "/x"],
+        "Invalid port specifier '1/2/3/4'",
+    );
+    refused("pasta", &["-m", "70000"], "MTU 70000 too large (max 65521)");
+    refused(
+        "pasta",
+        &["--netns", "/x", "1"],
+        "Both --netns and PID or command given",
+    );
+    refused(
+        "passt",
+        &["--config-net"],
+        "--config-net is for pasta mode only",
+    );
+}
+
+#[test]
+fn version_and_help_go_to_standard_output() {
+    for args in [
+        &["--version"][..],
+        &["--host-lo-to-ns-lo", "--version"],
+        &["--vers", "--bogus"],
+    ] {
+        let output = run("/usr/bin/pasta", args);
+        assert!(output.status.success(), "{args:?}");
+        assert!(output.stdout.starts_with(b"pasta "), "{args:?}");
+        assert!(output.stderr.is_empty(), "{args:?}");
+    }
+    let output = run("passt", &["-h"]);
+    assert!(output.status.success());
+    assert!(output.stdout.starts_with(b"Usage: passt "));
+}
+
+#[test]
+fn an_unknown_name_is_refused() {
+    let output = run("/usr/bin/other", &["--version"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("'other'"));
 }
