@@ -24,6 +24,7 @@ const TABLE: &[(&str, &str)] = &[
         "a process of the same user namespace",
     ),
     ("modes::sigterm_ends_the_command", "end of the command"),
+    ("observe::idle_is_idle", "idle"),
     ("tcp::both_directions_at_once", "stalls"),
     ("tcp::large_buffers", "stalls"),
     ("tcp::mtu_1280", "stalls"),

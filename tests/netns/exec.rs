@@ -181,3 +181,15 @@ fn named(pids: &[i32]) -> Vec<String> {
         .map(|pid| format!("{pid} {}", comm(*pid).trim_end()))
         .collect()
 }
+
+/// A number of each living process except the test itself, added up.
+pub fn sum_over_processes(of: impl Fn(i32) -> Option<u64>) -> u64 {
+    processes().into_iter().filter_map(of).sum()
+}
+
+/// A line of /proc/PID/status, as a number.
+pub fn status_number(pid: i32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}

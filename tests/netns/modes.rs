@@ -41,6 +41,7 @@ tests![
     ends_on_sigterm,
     ends_on_sigquit,
     other_signals_do_not_end_it,
+    lives_and_dies_as_one,
     ends_with_the_path,
     ends_with_the_directory,
     ends_with_the_process,
@@ -507,6 +508,34 @@ fn other_signals_do_not_end_it() {
         kill(Pid::from_raw(g.pasta.pid), signal).expect("it is running");
         connected(&g);
     }
+}
+
+/// Whichever of its processes is killed, none of the others goes on.
+fn lives_and_dies_as_one() {
+    let w = World::direct();
+    let count = {
+        let _g = w.guest(&[]);
+        let all = processes();
+        assert!(!all.is_empty());
+        all.len()
+    };
+    kill_all();
+    for victim in 0..count {
+        Netns::retire("guest");
+        let g = w.guest(&[]);
+        connected(&g);
+        let all = processes();
+        kill(Pid::from_raw(all[victim]), Signal::SIGKILL).expect("it is running");
+        nothing_left();
+        g.pasta.goes(PROMPT);
+    }
+}
+
+fn kill_all() {
+    for pid in processes() {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+    nothing_left();
 }
 
 /// As podman ends a container: lazy umount, unlink, and pasta is expected to notice.

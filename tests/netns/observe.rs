@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::differences::established;
-use crate::exec::{SOON, poll_until};
+use crate::exec::{SOON, poll_until, status_number, sum_over_processes};
 use crate::harness::tests;
 use crate::servers::echo;
 use crate::world::{NO_FORWARDS, Netns, PEER4, World};
@@ -19,6 +19,7 @@ tests![
     log_size,
     system_log,
     statistics,
+    idle_is_idle,
     summary,
     quiet,
     debug,
@@ -213,6 +214,26 @@ fn statistics() {
             || established(),
         "{text}"
     );
+}
+
+/// With nothing to do, nothing is done: no timers, no polling.
+fn idle_is_idle() {
+    let w = World::direct();
+    let ns = Netns::new("guest");
+    ns.set("ipv6/conf/default/disable_ipv6", "1"); // or its kernel solicits routers for a while
+    ns.set("ipv6/conf/all/disable_ipv6", "1");
+    let _pasta = w.attach(&ns, &["--config-net", "-4"]);
+    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    let wakeups = || sum_over_processes(|p| status_number(p, "voluntary_ctxt_switches:"));
+    let mut last = (wakeups(), std::time::Instant::now());
+    // Two seconds without a wake-up have to come; ARP and the like of the guest's kernel may come before.
+    let quiet = poll_until(Duration::from_secs(15), || {
+        if wakeups() != last.0 {
+            last = (wakeups(), std::time::Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(2)
+    });
+    assert!(quiet, "{} wake-ups", wakeups());
 }
 
 /// The start-up summary, as scripts and people know it.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::differences::established;
-use crate::exec::{SOON, poll_until};
+use crate::exec::{SOON, poll_until, sum_over_processes};
 use crate::harness::{need, tests};
 use crate::servers::{check_pattern, echo, http, pattern_file, send_pattern};
 use crate::world::{Netns, PEER4, PEER6, World, accept};
@@ -30,6 +30,8 @@ tests![
     zero_window_of_the_guest,
     many_at_once,
     many_in_a_row,
+    no_descriptor_is_leaked,
+    end_in_the_middle,
     both_directions_at_once,
     mtu_1280,
     mtu_1500,
@@ -416,6 +418,96 @@ fn many_in_a_row() {
             .expect("SO_LINGER");
         }
     }
+}
+
+/// After connections of every fate, as many descriptors are open as before.
+fn no_descriptor_is_leaked() {
+    let w = World::direct();
+    echo(&w.peer, (PEER4, 1000));
+    let g = w.guest(&[]);
+    let open = || {
+        sum_over_processes(|p| {
+            std::fs::read_dir(format!("/proc/{p}/fd"))
+                .ok()
+                .map(|d| d.count() as u64)
+        })
+    };
+    drop(g.connect((PEER4, 1000)));
+    let before = open();
+    assert!(before > 0, "the descriptors cannot be seen");
+    let mut all: Vec<TcpStream> = (0..150).map(|_| g.connect((PEER4, 1000))).collect();
+    let during = open();
+    assert!(
+        during >= before + 149,
+        "{before} before, {during} with 150 connections"
+    );
+    for (i, stream) in all.drain(..).enumerate() {
+        if i % 3 == 0 {
+            setsockopt(
+                &stream,
+                sockopt::Linger,
+                &libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                },
+            )
+            .expect("SO_LINGER");
+        }
+    }
+    for _ in 0..50 {
+        g.try_connect((PEER4, 999)).expect_err("nobody listens");
+    }
+    let slack = if established() { 100 } else { 2 };
+    assert!(
+        poll_until(SOON, || open() <= before + slack),
+        "{before} before, {} after",
+        open()
+    );
+}
+
+/// Either side resets while data flows in both directions; the other side sees it, and nothing else suffers.
+fn end_in_the_middle() {
+    let w = World::direct();
+    let g = w.guest(&[]);
+    for swap in [false, true] {
+        for _ in 0..10 {
+            let (near, far) = pair(&w, &g, PEER4, 1000);
+            let (mut ends, victim) = if swap { (far, near) } else { (near, far) };
+            let (mut writer, mut reader) = (clones(&victim), victim);
+            let writing =
+                thread::spawn(move || send_pattern(&mut writer, 1 << 40).expect_err("the end"));
+            ends.read_exact(&mut vec![0; 1 << 20]).expect("data flows");
+            ends.write_all(&[1; 100_000]).expect("data flows");
+            setsockopt(
+                &ends,
+                sockopt::Linger,
+                &libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                },
+            )
+            .expect("SO_LINGER");
+            drop(ends);
+            let error = writing.join().expect("the writer");
+            assert!(
+                matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                ),
+                "{error}"
+            );
+            let rest = check_pattern(&mut reader);
+            assert!(
+                rest.is_ok()
+                    || rest
+                        .as_ref()
+                        .is_err_and(|e| e.contains("reset") || e.contains("wrong data")),
+                "{rest:?}"
+            );
+        }
+    }
+    let (near, far) = pair(&w, &g, PEER4, 1000);
+    transfer(near, far, MIB);
 }
 
 fn both_directions_at_once() {
