@@ -4,9 +4,8 @@
 //! option's meaning and the value, in the words callers of the established tools know. Nothing here looks at
 //! the host.
 
-use std::ffi::{OsStr, OsString};
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::net::IpAddr;
 
 use super::CliError;
 use super::args::{
@@ -14,23 +13,19 @@ use super::args::{
     ServiceArgs,
 };
 use super::options::{
-    Address4, Disabled, IdOrName, List, Mapping, Options, PerFamily, RunAs, SocketOptions, Target,
+    Address4, Disabled, List, Mapping, Options, PerFamily, SocketOptions, Target,
 };
-use crate::addr::Mac;
-use crate::config::resolv::is_domain_name;
-use crate::config::rules::{MAX_INTERFACE_NAME, PortOption, Protocol, RuleError, Spec, Table};
+use super::values::{
+    Result, host_name, interface, invalid, is_broadcast, is_number, mac, mapping, mtu, netmask,
+    netns_path, parse_addr, path, pid, prefix_len, run_as, search_list,
+};
+use crate::config::rules::{PortOption, Protocol, RuleError, Spec, Table};
 use crate::config::{Mode, Verbosity};
 
 /// `--log-size` when not given, bytes.
 const DEFAULT_LOG_SIZE: u64 = 1024 * 1024;
 /// Smallest `--log-size`, bytes: room for a few screens after a truncation.
 const MIN_LOG_SIZE: u64 = 16385;
-/// Largest `-m`: what fits a 16-bit total length behind an Ethernet header.
-const MAX_MTU: u16 = 65521;
-/// Smallest `-m` other than 0 (RFC 791, section 3.2).
-const MIN_MTU: u16 = 68;
-
-type Result<T> = std::result::Result<T, CliError>;
 
 /// Build the options of `mode` from what clap collected.
 pub(super) fn options(mode: Mode, program: &str, args: Arguments) -> Result<Options> {
@@ -152,35 +147,6 @@ fn target(mode: Mode, args: &PastaArgs, rest: Vec<OsString>) -> Result<Target> {
     Ok(target)
 }
 
-/// A name means what ip-netns(8) made of it.
-fn netns_path(value: &OsStr) -> Result<PathBuf> {
-    if value.is_empty() || value == "." || value == ".." {
-        return Err(CliError::new(format!(
-            "Invalid network namespace: {}",
-            value.to_string_lossy()
-        )));
-    }
-    let path = Path::new(value);
-    Ok(if value.as_encoded_bytes().contains(&b'/') {
-        path.to_owned()
-    } else {
-        Path::new("/run/netns").join(path)
-    })
-}
-
-fn is_number(word: &OsStr) -> bool {
-    let bytes = word.as_encoded_bytes();
-    !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit)
-}
-
-fn pid(word: &OsStr) -> Result<i32> {
-    let text = word.to_string_lossy();
-    match text.parse() {
-        Ok(pid) if pid > 0 => Ok(pid),
-        _ => Err(CliError::new(format!("Invalid PID {text}"))),
-    }
-}
-
 fn process_options(options: &mut Options, args: ProcessArgs) -> Result<()> {
     options.foreground = args.foreground;
     options.verbosity = match (args.trace, args.debug, args.quiet) {
@@ -214,24 +180,6 @@ fn process_options(options: &mut Options, args: ProcessArgs) -> Result<()> {
     Ok(())
 }
 
-fn run_as(text: String) -> Result<RunAs> {
-    let one = |part: &str| {
-        if part.is_empty() {
-            return Err(invalid("--runas option", &text));
-        }
-        if part.bytes().all(|b| b.is_ascii_digit()) {
-            let id = part.parse().map_err(|_| invalid("--runas option", &text))?;
-            return Ok(IdOrName::Id(id));
-        }
-        Ok(IdOrName::Name(part.to_owned()))
-    };
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (one(user)?, Some(one(group)?)),
-        None => (one(&text)?, None),
-    };
-    Ok(RunAs { user, group, text })
-}
-
 fn guest_options(options: &mut Options, args: &GuestArgs) -> Result<()> {
     // Each overrides the other, so at most one is left.
     options.ipv4 = !args.ipv6_only;
@@ -251,7 +199,7 @@ fn guest_options(options: &mut Options, args: &GuestArgs) -> Result<()> {
     }
     for text in &args.gateway {
         let ok = |a: &IpAddr| {
-            !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !broadcast(a)
+            !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !is_broadcast(a)
         };
         options.gateway.set(
             parse_addr(text)
@@ -260,7 +208,7 @@ fn guest_options(options: &mut Options, args: &GuestArgs) -> Result<()> {
         );
     }
     for text in &args.outbound {
-        let ok = |a: &IpAddr| !a.is_unspecified() && !a.is_multicast() && !broadcast(a);
+        let ok = |a: &IpAddr| !a.is_unspecified() && !a.is_multicast() && !is_broadcast(a);
         options.outbound.set(
             parse_addr(text)
                 .filter(ok)
@@ -273,50 +221,15 @@ fn guest_options(options: &mut Options, args: &GuestArgs) -> Result<()> {
     Ok(())
 }
 
-fn mtu(text: &str) -> Result<u16> {
-    let value: u64 = text.parse().map_err(|_| invalid("MTU", text))?;
-    match u16::try_from(value) {
-        Ok(v) if v > 0 && v < MIN_MTU => Err(CliError::new(format!(
-            "MTU {v} is too small for IPv4 (minimum {MIN_MTU})"
-        ))),
-        Ok(v) if v <= MAX_MTU => Ok(v),
-        _ => Err(CliError::new(format!(
-            "MTU {value} too large (max {MAX_MTU})"
-        ))),
-    }
-}
-
-fn mac(text: &str) -> Result<Mac> {
-    text.parse()
-        .ok()
-        .filter(|m: &Mac| m.is_unicast())
-        .ok_or_else(|| invalid("MAC address", text))
-}
-
-/// Dotted and contiguous, or a number of bits.
-fn netmask(text: &str) -> Result<u8> {
-    if let Ok(mask) = text.parse::<Ipv4Addr>() {
-        let bits = mask.to_bits();
-        if bits.leading_ones() + bits.trailing_zeros() >= u32::BITS {
-            return u8::try_from(bits.leading_ones()).map_err(|_| invalid("prefix length", text));
-        }
-    }
-    prefix_len(text, 32).ok_or_else(|| invalid("prefix length", text))
-}
-
-fn prefix_len(text: &str, max: u8) -> Option<u8> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    text.parse().ok().filter(|len| digits && *len <= max)
-}
-
 /// `ADDR[/LEN]`; was there a length?
 fn address(options: &mut Options, text: &str) -> Result<bool> {
     let (addr, len) = match text.split_once('/') {
         Some((addr, len)) => (addr, Some(len)),
         None => (text, None),
     };
-    let usable =
-        |a: &IpAddr| !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !broadcast(a);
+    let usable = |a: &IpAddr| {
+        !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !is_broadcast(a)
+    };
     let addr = parse_addr(addr)
         .filter(usable)
         .filter(|_| len != Some(""))
@@ -336,32 +249,6 @@ fn address(options: &mut Options, text: &str) -> Result<bool> {
         IpAddr::V6(addr) => options.addr6 = Some(addr),
     }
     Ok(len.is_some())
-}
-
-fn parse_addr(text: &str) -> Option<IpAddr> {
-    text.parse::<IpAddr>().ok().map(|a| a.to_canonical())
-}
-
-fn broadcast(addr: &IpAddr) -> bool {
-    *addr == IpAddr::V4(Ipv4Addr::BROADCAST)
-}
-
-/// A name the kernel could accept (`dev_valid_name`, net/core/dev.c).
-fn interface(name: Option<&str>) -> Result<Option<String>> {
-    let Some(name) = name else {
-        return Ok(None);
-    };
-    let bad = name.is_empty()
-        || name.len() > MAX_INTERFACE_NAME
-        || name == "."
-        || name == ".."
-        || name
-            .bytes()
-            .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace());
-    if bad {
-        return Err(invalid("interface name", name));
-    }
-    Ok(Some(name.to_owned()))
 }
 
 fn name_options(options: &mut Options, args: NameArgs) -> Result<()> {
@@ -412,38 +299,11 @@ const fn enabled(options: &Options, addr: &IpAddr) -> bool {
 
 impl<T> List<T> {
     /// Add one the user gave; the defaults, or an earlier `none`, no longer count.
-    fn push(&mut self, item: T) {
+    pub(super) fn push(&mut self, item: T) {
         match self {
             Self::Given(items) => items.push(item),
             _ => *self = Self::Given(vec![item]),
         }
-    }
-}
-
-fn search_list(list: &mut List<String>, text: &str) -> Result<()> {
-    let mut empty = true;
-    for domain in text.split_ascii_whitespace() {
-        if !is_domain_name(domain.strip_suffix('.').unwrap_or(domain)) {
-            return Err(CliError::new(format!(
-                "Cannot use DNS search domain {domain}"
-            )));
-        }
-        list.push(domain.to_owned());
-        empty = false;
-    }
-    if empty {
-        return Err(CliError::new(format!(
-            "Cannot use DNS search domain {text}"
-        )));
-    }
-    Ok(())
-}
-
-fn host_name(what: &str, name: Option<String>) -> Result<Option<String>> {
-    match name {
-        Some(n) if n.is_empty() => Ok(None),
-        Some(n) if !is_domain_name(n.strip_suffix('.').unwrap_or(&n)) => Err(invalid(what, &n)),
-        other => Ok(other),
     }
 }
 
@@ -452,32 +312,6 @@ fn map_options(options: &mut Options, args: &MapArgs) -> Result<()> {
     options.map_host_loopback = mapping("--map-host-loopback", &args.map_host_loopback)?;
     options.map_guest_addr = mapping("--map-guest-addr", &args.map_guest_addr)?;
     Ok(())
-}
-
-fn mapping(option: &str, values: &[String]) -> Result<Mapping> {
-    let mut mapping = Mapping::default();
-    for text in values {
-        if text == "none" {
-            mapping = Mapping {
-                none: true,
-                addr: PerFamily::default(),
-            };
-            continue;
-        }
-        let usable = |a: &IpAddr| {
-            !a.is_unspecified() && !a.is_loopback() && !a.is_multicast() && !broadcast(a)
-        };
-        let addr = parse_addr(text).filter(usable).ok_or_else(|| {
-            let to = if option == "--map-guest-addr" {
-                "guest"
-            } else {
-                "host"
-            };
-            CliError::new(format!("Invalid address to remap to {to}: {text}"))
-        })?;
-        mapping.addr.set(addr);
-    }
-    Ok(mapping)
 }
 
 const fn disabled(args: &ServiceArgs) -> Disabled {
@@ -617,17 +451,6 @@ fn port_specs(
             spec,
         })
         .collect())
-}
-
-fn path(what: &str, value: Option<OsString>) -> Result<Option<PathBuf>> {
-    match value {
-        Some(v) if v.is_empty() => Err(invalid(what, "")),
-        other => Ok(other.map(PathBuf::from)),
-    }
-}
-
-fn invalid(what: &str, value: &str) -> CliError {
-    CliError::new(format!("Invalid {what}: {value}"))
 }
 
 fn error<T>(message: &str) -> Result<T> {

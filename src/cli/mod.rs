@@ -13,6 +13,7 @@ mod available;
 mod build;
 mod getopt;
 mod options;
+mod values;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

@@ -133,10 +133,7 @@ pub fn resolve(
     host: &HostNetwork,
     environment: &Environment,
 ) -> Result<Resolved, ConfigError> {
-    let mut notices: Vec<Notice> = Vec::new();
-    for text in &options.notices {
-        notices.push(warning(text.clone()));
-    }
+    let mut notices: Vec<Notice> = options.notices.iter().cloned().map(warning).collect();
     let mtu = options.mtu.unwrap_or(DEFAULT_MTU);
     let ipv6 = options.ipv6 && !small_for_ipv6(options, mtu, &mut notices)?;
     let wanted = wanted_links(options, host, &mut notices)?;
@@ -153,25 +150,13 @@ pub fn resolve(
     };
     dns::apply(&resolvers, v4.as_mut(), v6.as_mut(), &mut notices);
     let services = services(options, v4.as_ref(), v6.as_ref());
-    let context = Context {
-        ipv4: options.ipv4,
-        ipv6,
-        tcp: services.tcp,
-        udp: services.udp,
-        ephemeral: environment.ephemeral,
-    };
-    let rules = |table| {
-        let automatic = options.mode == Mode::Pasta;
-        Rules::from_options(&options.ports, table, automatic, &context).map(Rules::without_auto)
-    };
     let name = |t: Option<&Template>| t.and_then(|t| host.link(t.link)).map(|l| l.name.clone());
     let (template4, template6) = (name(templates.v4.as_ref()), name(templates.v6.as_ref()));
-    let ifname = options
-        .ns_ifname
-        .clone()
-        .or_else(|| template4.clone())
-        .or_else(|| template6.clone())
-        .unwrap_or_else(|| DEFAULT_IFNAME.to_owned());
+    let ifname = [&options.ns_ifname, &template4, &template6]
+        .into_iter()
+        .flatten()
+        .next();
+    let ifname = ifname.map_or(DEFAULT_IFNAME, String::as_str).to_owned();
     let netns = setup(
         options,
         host,
@@ -179,32 +164,61 @@ pub fn resolve(
         (v4.as_ref(), v6.as_ref()),
         (ifname, mtu),
     );
+    let context = Context {
+        ipv4: options.ipv4,
+        ipv6,
+        tcp: services.tcp,
+        udp: services.udp,
+        ephemeral: environment.ephemeral,
+    };
+    let (host_rules, splice_rules) = rules(options, &context)?;
     Ok(Resolved {
-        host_rules: rules(Table::Host)?,
-        splice_rules: rules(Table::Splice)?,
         config: Config {
-            mode: options.mode,
-            our_mac: options.our_mac.unwrap_or(Mac::OURS),
-            guest_mac: options.ns_mac,
-            mtu,
-            v4,
-            v6,
-            services,
-            hostname: options.hostname.clone(),
-            fqdn: options.fqdn.clone(),
             search: dns::search(&resolvers),
-            dhcp_dns: options.dhcp_dns,
-            dhcp_search: options.dhcp_search,
-            pcap: options.pcap.clone(),
-            stats: options.stats,
-            verbosity: options.verbosity,
+            ..config(options, mtu, (v4, v6), services)
         },
         netns,
         template4,
         template6,
         uts_hostname: uts_hostname(options, &environment.hostname),
+        host_rules,
+        splice_rules,
         notices,
     })
+}
+
+fn config(
+    options: &Options,
+    mtu: u16,
+    (v4, v6): (Option<V4>, Option<V6>),
+    services: Services,
+) -> Config {
+    Config {
+        mode: options.mode,
+        our_mac: options.our_mac.unwrap_or(Mac::OURS),
+        guest_mac: options.ns_mac,
+        mtu,
+        v4,
+        v6,
+        services,
+        hostname: options.hostname.clone(),
+        fqdn: options.fqdn.clone(),
+        search: Vec::new(),
+        dhcp_dns: options.dhcp_dns,
+        dhcp_search: options.dhcp_search,
+        pcap: options.pcap.clone(),
+        stats: options.stats,
+        verbosity: options.verbosity,
+    }
+}
+
+/// Both forwarding tables. Automatic forwarding is checked like any other, and then acts as none.
+fn rules(options: &Options, context: &Context) -> Result<(Rules, Rules), ConfigError> {
+    let table = |table| {
+        let automatic = options.mode == Mode::Pasta;
+        Rules::from_options(&options.ports, table, automatic, context).map(Rules::without_auto)
+    };
+    Ok((table(Table::Host)?, table(Table::Splice)?))
 }
 
 pub(super) fn warning(text: impl Into<String>) -> Notice {
