@@ -4,6 +4,7 @@
 //! the engine asks for an edge it might have missed. Data for the guest is received straight behind the header of
 //! the outgoing frame and written to the tap from there: one copy by us per direction, none in user space.
 
+use std::cell::Cell;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
@@ -26,10 +27,13 @@ use crate::wire::frame::{Checksum, MAX_HEADER, Template};
 use crate::wire::tcp::{Flags, Options, Repr, Seq};
 use crate::wire::{ethernet, icmpv4, icmpv6};
 
-/// A connection's socket, and where its peek position is.
+/// A connection's socket.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// SO_PEEK_OFF is on. It is turned on when data has to be peeked that is not the first: a connection
+    /// with a single short answer never needs it.
+    offset_on: Cell<bool>,
 }
 
 /// Does this kernel have SO_PEEK_OFF for TCP (Linux 6.9)?
@@ -83,9 +87,6 @@ impl Host {
         let prepare = || -> io::Result<()> {
             stream::set_int(&fd, IPPROTO_TCP, TCP_NODELAY, 1)?;
             stream::set_int(&fd, SOL_SOCKET, SO_KEEPALIVE, 1)?;
-            if self.peek_offsets {
-                stream::set_peek_offset(&fd, 0)?;
-            }
             if let Some(device) = to.device {
                 stream::bind_to_device(&fd, device)?;
             }
@@ -99,22 +100,28 @@ impl Host {
             }
         };
         prepare().map_err(|e| start_error(&e))?;
-        Ok(Socket { fd })
+        Ok(Socket {
+            fd,
+            offset_on: Cell::new(false),
+        })
     }
 
     /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one.
-    fn peek(&mut self, fd: &OwnedFd, offset: u32, room: Range<usize>) -> io::Result<usize> {
+    fn peek(&mut self, socket: &Socket, offset: u32, room: Range<usize>) -> io::Result<usize> {
         let room = self.frame.space().get_mut(room).unwrap_or_default();
-        if self.peek_offsets {
-            stream::peek(fd, room)
+        if offset == 0 || self.peek_offsets {
+            if offset > 0 && !socket.offset_on.replace(true) {
+                stream::set_peek_offset(&socket.fd, offset)?;
+            }
+            stream::peek(&socket.fd, room)
         } else {
-            stream::peek_behind(fd, offset as usize, &mut self.scratch, room)
+            stream::peek_behind(&socket.fd, offset as usize, &mut self.scratch, room)
         }
     }
 
     fn relay_frames(
         &mut self,
-        fd: &OwnedFd,
+        socket: &Socket,
         out: &Outgoing<'_>,
         offset: u32,
         max: u32,
@@ -127,7 +134,7 @@ impl Host {
         while done.peeked < max {
             let want = most.min(max.saturating_sub(done.peeked) as usize);
             let room = header_len..header_len.saturating_add(want);
-            let n = match self.peek(fd, offset.saturating_add(done.peeked), room) {
+            let n = match self.peek(socket, offset.saturating_add(done.peeked), room) {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
@@ -223,15 +230,14 @@ impl Io for Host {
     }
 
     fn connected(&mut self, socket: &Socket) -> Connecting {
-        match stream::take_error(&socket.fd) {
-            Ok(0) => {}
-            Ok(errno) => return Connecting::Failed(classify_errno(errno)),
-            Err(e) => return Connecting::Failed(classify(&e)),
-        }
         /// include/net/tcp_states.h
         const TCP_SYN_SENT: u8 = 2;
+        const TCP_CLOSE: u8 = 7;
         match stream::info(&socket.fd) {
             Ok(i) if i.state == TCP_SYN_SENT => Connecting::Pending,
+            Ok(i) if i.state == TCP_CLOSE => {
+                Connecting::Failed(self.take_error(socket).unwrap_or(SocketError::Reset))
+            }
             Ok(i) => Connecting::Done(engine_info(&i)),
             Err(e) => Connecting::Failed(classify(&e)),
         }
@@ -253,12 +259,12 @@ impl Io for Host {
         offset: u32,
         max: u32,
     ) -> Result<Relayed, SocketError> {
-        self.relay_frames(&socket.fd, frame, offset, max)
+        self.relay_frames(socket, frame, offset, max)
     }
 
     fn seek(&mut self, socket: &Socket, offset: u32) {
-        if self.peek_offsets {
-            // Cannot fail once it has worked on this kernel.
+        if socket.offset_on.get() {
+            // Cannot fail once it has worked on this socket.
             let _ = stream::set_peek_offset(&socket.fd, offset);
         }
     }
