@@ -3,8 +3,9 @@
 //! The whole grammar is checked from the start, so that a caller's command line fails for its own mistakes
 //! with the right message. What remains is refused here, in one place, with one line each.
 
-use super::{CliError, Options};
+use super::CliError;
 use crate::config::Mode;
+use crate::config::options::Options;
 
 impl Options {
     /// Refuse what this version cannot do. Automatic port forwarding is not refused: it acts as `none`.

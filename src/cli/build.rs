@@ -12,20 +12,20 @@ use super::args::{
     Arguments, GuestArgs, MapArgs, NameArgs, PasstArgs, PastaArgs, PortArgs, ProcessArgs,
     ServiceArgs,
 };
-use super::options::{
-    Address4, Disabled, List, Mapping, Options, PerFamily, SocketOptions, Target,
-};
 use super::values::{
     Result, host_name, interface, invalid, is_broadcast, is_number, mac, mapping, mtu, netmask,
     netns_path, parse_addr, path, pid, prefix_len, run_as, search_list,
+};
+use crate::config::options::{
+    Address4, Disabled, List, Mapping, Options, PerFamily, SocketOptions, Target,
 };
 use crate::config::rules::{PortOption, Protocol, RuleError, Spec, Table};
 use crate::config::{Mode, Verbosity};
 
 /// `--log-size` when not given, bytes.
 const DEFAULT_LOG_SIZE: u64 = 1024 * 1024;
-/// Smallest `--log-size`, bytes: room for a few screens after a truncation.
-const MIN_LOG_SIZE: u64 = 16385;
+/// Smallest `--log-size`, bytes: as in the established tools, room for what a truncation keeps.
+const MIN_LOG_SIZE: u64 = 40960;
 
 /// Build the options of `mode` from what clap collected.
 pub(super) fn options(mode: Mode, program: &str, args: Arguments) -> Result<Options> {

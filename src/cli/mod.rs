@@ -1,6 +1,6 @@
 //! The command line: from `argv` to [`Options`], with the habits of `getopt_long` that callers rely on.
 //!
-//! Four steps, one file each. [`getopt`](self) turns the words into a canonical list and reports unknown,
+//! Four steps, one file each. `getopt` turns the words into a canonical list and reports unknown,
 //! ambiguous and incomplete options in the C library's words (podman matches on them). clap collects that list
 //! into the structures of `args`, which are also what `--help` prints. `build` gives every value its type and
 //! checks combinations. [`Options`] is the result: what the user said, nothing about the host.
@@ -12,7 +12,6 @@ mod args;
 mod available;
 mod build;
 mod getopt;
-mod options;
 mod values;
 
 use std::ffi::{OsStr, OsString};
@@ -23,7 +22,7 @@ use clap::{Arg, CommandFactory, FromArgMatches};
 use self::getopt::{Definition, Immediate, Scanned};
 use crate::config::Mode;
 
-pub use options::{
+pub use crate::config::options::{
     Address4, Disabled, IdOrName, List, Mapping, Options, PerFamily, RunAs, SocketOptions, Target,
 };
 

@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use super::CliError;
-use super::options::{IdOrName, List, Mapping, PerFamily, RunAs};
 use crate::addr::Mac;
+use crate::config::options::{IdOrName, List, Mapping, PerFamily, RunAs};
 use crate::config::resolv::is_domain_name;
 use crate::config::rules::MAX_INTERFACE_NAME;
 

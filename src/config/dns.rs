@@ -9,10 +9,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::host::HostNetwork;
+use super::options::{List, Options};
 use super::resolv::{Nameserver, ResolvConf};
 use super::resolve::{Notice, info, warning};
 use super::{V4, V6};
-use crate::cli::{List, Options};
 
 /// Where resolvers come from.
 #[derive(Clone, Copy)]

@@ -6,6 +6,7 @@
 mod dns;
 pub mod host;
 pub mod namespace;
+pub mod options;
 pub mod resolv;
 mod resolve;
 pub mod rules;

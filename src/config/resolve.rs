@@ -13,13 +13,13 @@ use super::host::HostNetwork;
 use super::namespace::{
     NamespaceSetup, SetupAddress, SetupRoute, copied_addresses, copied_routes, default_route,
 };
+use super::options::{Mapping, Options, PerFamily, Target};
 use super::resolv::ResolvConf;
 use super::rules::{Context, DEFAULT_EPHEMERAL, RuleError, Rules, Table};
 use super::template::{self, Template};
 use super::{Config, DEFAULT_MTU, Mode, Services, V4, V6};
 use super::{dns, dns::Resolvers};
 use crate::addr::Mac;
-use crate::cli::{Mapping, Options, PerFamily, Target};
 
 /// Smallest MTU of a link with IPv6 (RFC 8200, section 5).
 const MIN_MTU_IPV6: u16 = 1280;

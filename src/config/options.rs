@@ -8,9 +8,9 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use super::rules::PortOption;
+use super::{Mode, Verbosity};
 use crate::addr::Mac;
-use crate::config::rules::PortOption;
-use crate::config::{Mode, Verbosity};
 
 /// One setting per address family, each given at most once (the last one wins).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
