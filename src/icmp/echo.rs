@@ -11,8 +11,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::grace::Grace;
 use super::io::{Io, Request};
+use super::oversize::{Grace, Packet, Verdict};
 use super::quote::{Header, Quote};
 use super::report::{Kind, Report};
 use crate::addr::Endpoint;
@@ -25,6 +25,7 @@ use crate::flow::translate::{self, Outbound, Protocol};
 use crate::stats::Drop;
 use crate::sys::errqueue::Origin;
 use crate::udp::io::{Fault, Open, Peer, Readiness, Send};
+use crate::wire::{ipv4, ipv6};
 
 /// How long an identifier is kept without a request or a reply.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -243,7 +244,7 @@ impl<S> Engine<S> {
         }
     }
 
-    /// A request that must not be fragmented does not fit.
+    /// A request that must not be fragmented does not fit. See [`super::oversize`].
     fn too_big<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
@@ -254,16 +255,27 @@ impl<S> Engine<S> {
     ) {
         let least = if how.ipv6 { 1280 } else { 68 };
         let mtu = self.read_errors(io, id).unwrap_or(least);
-        self.report_own(io, request, Kind::too_big(how.ipv6, mtu.max(least)));
-        let len = request
-            .message
-            .len()
-            .saturating_add(if how.ipv6 { 40 } else { 20 });
+        let header = if how.ipv6 {
+            ipv6::HEADER_LEN
+        } else {
+            ipv4::HEADER_LEN
+        };
+        let packet = Packet {
+            ipv6: how.ipv6,
+            echo: true,
+            len: request.message.len().saturating_add(header),
+            hop_limit: request.hop_limit,
+            l3: request.l3,
+        };
         let Some(flow) = self.flows.get_mut(id) else {
             return;
         };
-        let granted = request.dont_fragment && flow.grace.grants(now, len);
-        let Some(socket) = flow.socket.as_ref().filter(|_| granted) else {
+        let verdict = flow.grace.judge(now, &packet);
+        if verdict != Verdict::Fragment {
+            self.report_own(io, request, Kind::too_big(how.ipv6, mtu.max(least)));
+        }
+        let flow = self.flows.get(id).filter(|_| verdict != Verdict::Refuse);
+        let Some((flow, socket)) = flow.and_then(|flow| Some((flow, flow.socket.as_ref()?))) else {
             return io.drop(Drop::SocketError);
         };
         io.set_dont_fragment(socket, how.ipv6, false);

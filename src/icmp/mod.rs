@@ -11,8 +11,8 @@
 )]
 
 mod echo;
-pub mod grace;
 pub mod io;
+pub mod oversize;
 pub mod quote;
 pub mod report;
 #[cfg(test)]

@@ -347,7 +347,7 @@ fn errors_of_sending() {
     bed.world.faults.push_back(Fault::WouldBlock);
     bed.ping(A, 1);
     assert_eq!(bed.world.drops, [Drop::SocketError, Drop::QueueFull]);
-    // Too big: a probe is refused; what is larger than any network takes is delivered in fragments as well.
+    // Too big: a probe is refused; what is larger than ordinary networks take is fragmented.
     bed.world.faults.push_back(Fault::TooBig);
     let local = Record {
         origin: Origin::Local,
@@ -382,7 +382,7 @@ fn errors_of_sending() {
             bed.world.sent[2].3,
             bed.world.reports.len()
         ),
-        (3, false, 3)
+        (3, false, 2)
     );
     assert!(bed.world.socks[&1].dont_fragment);
 }

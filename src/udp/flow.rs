@@ -11,7 +11,6 @@ use crate::clock::Instant;
 use crate::flow::id::{FlowId, Key};
 use crate::flow::table::Table;
 use crate::flow::timers::Wheel;
-use crate::icmp::grace::Grace;
 
 /// The end of a list.
 const NONE: FlowId = FlowId(u32::MAX);
@@ -33,8 +32,8 @@ pub(super) struct Flow {
     pub used: Instant,
     /// Largest datagram worth trying UDP_SEGMENT with; 0: it does not work here.
     pub gso_max: u16,
-    /// Whether datagrams that are too big are delivered anyway.
-    pub grace: Grace,
+    /// The path does not take its large datagrams, and their sender does not care: they are fragmented.
+    pub fragment_large: bool,
     /// Which run of the batch being handled is this flow's; [`NO_RUN`] outside.
     pub run: u8,
     next: FlowId,
@@ -50,7 +49,7 @@ impl Flow {
             replied: false,
             used: now,
             gso_max: u16::MAX,
-            grace: Grace::NEW,
+            fragment_large: false,
             run: NO_RUN,
             next: NONE,
             previous: NONE,

@@ -14,8 +14,10 @@ use super::flow::NO_RUN;
 use super::io::{Datagram, Fault, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Send};
 use crate::clock::Instant;
 use crate::flow::id::{FlowId, Key};
+use crate::icmp::oversize::Packet;
 use crate::icmp::report::Kind;
 use crate::stats::Drop;
+use crate::wire::{ipv4, ipv6, udp};
 
 /// Datagrams handled at once.
 const CHUNK: usize = 64;
@@ -34,6 +36,7 @@ struct Run {
 pub(super) struct Piece<'a> {
     payload: &'a [u8],
     of: &'a Datagram<'a>,
+    dont_fragment: bool,
 }
 
 type Pieces<'a> = ArrayVec<Piece<'a>, MAX_SEGMENTS>;
@@ -77,7 +80,7 @@ impl<S> Engine<S> {
             }
         }
         for run in &runs {
-            self.send_run(io, now, chunk, run, &next);
+            self.send_run(io, chunk, run, &next);
         }
     }
 
@@ -120,7 +123,6 @@ impl<S> Engine<S> {
     fn send_run<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
-        now: Instant,
         chunk: &[Datagram<'_>],
         run: &Run,
         next: &[u8; CHUNK],
@@ -132,71 +134,54 @@ impl<S> Engine<S> {
         let mut at = usize::from(run.head);
         while let Some(datagram) = chunk.get(at) {
             at = next.get(at).map_or(CHUNK, |n| usize::from(*n));
+            let size = datagram.gso_size.map_or(0, usize::from);
+            let size = if size == 0 {
+                datagram.payload.len()
+            } else {
+                size
+            };
+            let dont_fragment = datagram.dont_fragment && !self.fragments(run.flow, datagram, size);
             let alike = pieces.last().is_none_or(|p| {
                 p.of.hop_limit == datagram.hop_limit
                     && p.of.tos == datagram.tos
-                    && p.of.dont_fragment == datagram.dont_fragment
+                    && p.dont_fragment == dont_fragment
             });
             if !alike {
-                self.send_pieces(io, now, run.flow, &pieces);
+                self.send_pieces(io, run.flow, &pieces);
                 pieces.clear();
             }
-            match datagram.gso_size.map(usize::from).filter(|size| *size > 0) {
-                None => self.add(
-                    io,
-                    now,
-                    run.flow,
-                    &mut pieces,
-                    Piece {
-                        payload: datagram.payload,
-                        of: datagram,
-                    },
-                ),
-                Some(size) => {
-                    for payload in datagram.payload.chunks(size) {
-                        self.add(
-                            io,
-                            now,
-                            run.flow,
-                            &mut pieces,
-                            Piece {
-                                payload,
-                                of: datagram,
-                            },
-                        );
-                    }
+            let mut rest = Some(datagram.payload);
+            while let Some(payload) = rest {
+                let (payload, behind) = payload.split_at_checked(size).unwrap_or((payload, &[]));
+                rest = Some(behind).filter(|rest| !rest.is_empty());
+                if pieces.is_full() {
+                    self.send_pieces(io, run.flow, &pieces);
+                    pieces.clear();
                 }
+                // There is room now.
+                let _ = pieces.try_push(Piece {
+                    payload,
+                    of: datagram,
+                    dont_fragment,
+                });
             }
         }
-        self.send_pieces(io, now, run.flow, &pieces);
+        self.send_pieces(io, run.flow, &pieces);
     }
 
-    /// Add a piece; sends what is there first when there is no room.
-    fn add<'a, I: Io<Socket = S>>(
-        &mut self,
-        io: &mut I,
-        now: Instant,
-        flow: FlowId,
-        pieces: &mut Pieces<'a>,
-        piece: Piece<'a>,
-    ) {
-        if pieces.is_full() {
-            self.send_pieces(io, now, flow, pieces);
-            pieces.clear();
-        }
-        // There is room now.
-        let _ = pieces.try_push(piece);
+    /// Is this one of the large datagrams of a flow whose path does not take them?
+    fn fragments(&self, id: FlowId, datagram: &Datagram<'_>, len: usize) -> bool {
+        is_careless(datagram, len)
+            && self
+                .state
+                .flows
+                .get(id)
+                .is_some_and(|flow| flow.fragment_large)
     }
 
     /// Send datagrams of one flow that agree in their header fields.
-    fn send_pieces<I: Io<Socket = S>>(
-        &mut self,
-        io: &mut I,
-        now: Instant,
-        id: FlowId,
-        pieces: &[Piece<'_>],
-    ) {
-        let Some(how) = pieces.first().and_then(|p| self.prepare(io, id, p.of)) else {
+    fn send_pieces<I: Io<Socket = S>>(&mut self, io: &mut I, id: FlowId, pieces: &[Piece<'_>]) {
+        let Some(how) = pieces.first().and_then(|p| self.prepare(io, id, p)) else {
             for _ in pieces {
                 io.drop(Drop::NoFlow);
             }
@@ -217,11 +202,11 @@ impl<S> Engine<S> {
             }
             let (before, _) = singles.split_at_checked(ahead).unwrap_or_default();
             let (group, after) = rest.split_at_checked(count).unwrap_or_default();
-            self.send_singles(io, now, id, &how, before);
-            self.send_group(io, now, id, &how, group);
+            self.send_singles(io, id, &how, before);
+            self.send_group(io, id, &how, group);
             (singles, ahead) = (after, 0);
         }
-        self.send_singles(io, now, id, &how, singles);
+        self.send_singles(io, id, &how, singles);
     }
 
     /// Bring the socket into the state a datagram wants; what is left for control messages and the address.
@@ -229,14 +214,15 @@ impl<S> Engine<S> {
         &mut self,
         io: &mut I,
         id: FlowId,
-        datagram: &Datagram<'_>,
+        piece: &Piece<'_>,
     ) -> Option<Send> {
+        let datagram = piece.of;
         let flow = self.state.flows.get(id)?;
         let socket = self.state.sockets.get_mut(flow.socket)?;
         let ipv6 = flow.peer.end.is_ipv6();
-        if socket.dont_fragment != Some(datagram.dont_fragment) {
-            io.set_dont_fragment(socket.io.as_ref()?, ipv6, datagram.dont_fragment);
-            socket.dont_fragment = Some(datagram.dont_fragment);
+        if socket.dont_fragment != Some(piece.dont_fragment) {
+            io.set_dont_fragment(socket.io.as_ref()?, ipv6, piece.dont_fragment);
+            socket.dont_fragment = Some(piece.dont_fragment);
         }
         // The default for multicast is 1 hop, whatever the guest wanted.
         let plain = datagram.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;
@@ -260,7 +246,6 @@ impl<S> Engine<S> {
     fn send_group<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
-        now: Instant,
         id: FlowId,
         how: &Send,
         group: &[Piece<'_>],
@@ -294,7 +279,7 @@ impl<S> Engine<S> {
                 Err(Fault::Errno(_)) => {}
             }
         }
-        self.send_singles(io, now, id, how, group);
+        self.send_singles(io, id, how, group);
     }
 
     fn limit_gso(&mut self, id: FlowId, max: u16) {
@@ -308,7 +293,6 @@ impl<S> Engine<S> {
     fn send_singles<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
-        now: Instant,
         id: FlowId,
         how: &Send,
         pieces: &[Piece<'_>],
@@ -343,47 +327,42 @@ impl<S> Engine<S> {
                         self.report_own(io, piece.of, kind);
                     }
                 }
-                Fault::TooBig => self.too_big(io, now, id, how, piece),
+                Fault::TooBig => self.too_big(io, id, how, piece),
             }
             (rest, retried) = (behind, false);
         }
     }
 
-    /// A datagram that must not be fragmented does not fit: tell the guest what would. See [`crate::icmp::grace`].
+    /// A datagram that must not be fragmented does not fit. See [`crate::icmp::oversize`].
     fn too_big<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
-        now: Instant,
         id: FlowId,
         how: &Send,
         piece: &Piece<'_>,
     ) {
         let queued = self.read_errors_of_flow(io, id);
-        let connected = self.inner(id).filter(|_| how.to.is_none());
-        let least = if how.ipv6 { 1280 } else { 68 };
-        let mtu = queued
-            .or_else(|| connected.and_then(|inner| io.path_mtu(inner, how.ipv6)))
-            .unwrap_or(least);
-        self.report_own(io, piece.of, Kind::too_big(how.ipv6, mtu.max(least)));
-
-        let headers = if how.ipv6 { 48_usize } else { 28 };
-        let len = piece.payload.len().saturating_add(headers);
-        let granted = self
-            .state
-            .flows
-            .get_mut(id)
-            .is_some_and(|flow| flow.grace.grants(now, len));
-        match self.inner(id) {
-            Some(inner) if granted && piece.of.dont_fragment => {
+        if piece.dont_fragment && is_careless(piece.of, piece.payload.len()) {
+            if let Some(flow) = self.state.flows.get_mut(id) {
+                flow.fragment_large = true;
+            }
+            if let Some(inner) = self.inner(id) {
                 io.set_dont_fragment(inner, how.ipv6, false);
                 let (sent, _) = io.send_each(inner, how, &[IoSlice::new(piece.payload)]);
                 io.set_dont_fragment(inner, how.ipv6, true);
-                if sent == 0 {
-                    io.drop(Drop::SocketError);
+                if sent == 1 {
+                    return;
                 }
             }
-            _ => io.drop(Drop::SocketError),
+        } else {
+            let connected = self.inner(id).filter(|_| how.to.is_none());
+            let least = if how.ipv6 { 1280 } else { 68 };
+            let mtu = queued
+                .or_else(|| connected.and_then(|inner| io.path_mtu(inner, how.ipv6)))
+                .unwrap_or(least);
+            self.report_own(io, piece.of, Kind::too_big(how.ipv6, mtu.max(least)));
         }
+        io.drop(Drop::SocketError);
     }
 
     /// The socket of a flow.
@@ -391,6 +370,24 @@ impl<S> Engine<S> {
         let flow = self.state.flows.get(id)?;
         self.state.sockets.get(flow.socket)?.io.as_ref()
     }
+}
+
+/// Would a datagram of `len` bytes of payload rather be fragmented than refused?
+fn is_careless(datagram: &Datagram<'_>, len: usize) -> bool {
+    let ipv6 = datagram.src.is_ipv6();
+    let header = if ipv6 {
+        ipv6::HEADER_LEN
+    } else {
+        ipv4::HEADER_LEN
+    };
+    let packet = Packet {
+        ipv6,
+        echo: false,
+        len: len.saturating_add(header).saturating_add(udp::HEADER_LEN),
+        hop_limit: datagram.hop_limit,
+        l3: datagram.l3,
+    };
+    packet.is_careless()
 }
 
 fn slices<'a>(pieces: &[Piece<'a>]) -> ArrayVec<IoSlice<'a>, MAX_SEGMENTS> {

@@ -618,9 +618,10 @@ fn path_mtu_discovery_from_inside() {
 }
 
 #[test]
-fn the_first_large_datagrams_are_reported_and_delivered() {
+fn large_datagrams_of_the_careless_are_fragmented() {
     let mut bed = Bed::new();
     let large = vec![1; 8192];
+    bed.send(&vec![datagram(GUEST, A, &large); 3]);
     bed.send(&vec![datagram(GUEST, A, &large); 3]);
     assert_eq!(
         (
@@ -628,20 +629,32 @@ fn the_first_large_datagrams_are_reported_and_delivered() {
             bed.world.sent.len(),
             bed.world.drops.len()
         ),
-        (3, 3, 0)
+        (0, 6, 0)
     );
     assert!(bed.world.sent.iter().all(|s| !s.dont_fragment));
-    assert_eq!(bed.world.only().dont_fragment, Some(true));
-    bed.wait(200);
-    bed.one(GUEST, A, &large);
+    // The second batch knew from the start.
+    assert_eq!(bed.world.sent[3].call, bed.world.sent[5].call);
+    // What could be a probe is still refused, and so is what says it must not be fragmented.
+    bed.world.mtu = 1400;
+    bed.one(GUEST, A, &large[..1450]);
+    let l3 = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64];
+    bed.send(&[Datagram {
+        l3: &l3,
+        ..datagram(GUEST, A, &large)
+    }]);
+    bed.send(&[Datagram {
+        hop_limit: 1,
+        ..datagram(GUEST, A, &large)
+    }]);
     assert_eq!(
         (
             bed.world.reports.len(),
             bed.world.sent.len(),
             bed.world.drops.len()
         ),
-        (4, 3, 1)
+        (3, 6, 3)
     );
+    assert_eq!(bed.world.reports[1].kind, Kind::too_big(false, 1400));
     // Where the path takes it, nothing of this happens, and it is worth segmenting.
     let mut bed = Bed::new();
     bed.world.mtu = 65_535;
