@@ -174,7 +174,7 @@ impl<S> Conn<S> {
         let queue = frames
             .saturating_mul(u32::from(self.frame_size))
             .max(QUEUE_FLOOR);
-        let scale_limit = if self.is(Facts::SCALED) && !self.is(Facts::SYN_SENT) {
+        let scale_limit = if self.is(Facts::SCALED) {
             0xffff << 8
         } else {
             0xffff

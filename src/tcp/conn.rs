@@ -274,20 +274,12 @@ impl<S> Conn<S> {
         } else {
             0
         };
-        let window =
-            if self.any(Facts::CONNECTING.union(Facts::SYN_SENT)) || !self.is(Facts::SCALED) {
-                u16::try_from(left).unwrap_or(u16::MAX)
-            } else {
-                // Rounded up, so that the edge does not move back by rounding (RFC 7323 section 2.4).
-                u16::try_from(left.div_ceil(1 << WINDOW_SHIFT)).unwrap_or(u16::MAX)
-            };
+        let scaled = self.is(Facts::SCALED) && !flags.contains(Flags::SYN);
+        let unit: u32 = if scaled { 1 << WINDOW_SHIFT } else { 1 };
+        // Rounded up, so that the edge does not move back by rounding (RFC 7323 section 2.4).
+        let window = u16::try_from(left.div_ceil(unit)).unwrap_or(u16::MAX);
         self.acknowledged(ack);
-        let told = u32::from(window);
-        let told = if self.is(Facts::SCALED) && self.is_open() {
-            told << WINDOW_SHIFT
-        } else {
-            told
-        };
+        let told = u32::from(window).saturating_mul(unit);
         self.edge = self.edge.max(ack.add(told));
         Repr {
             src_port: key.remote.port,

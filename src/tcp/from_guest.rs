@@ -11,6 +11,7 @@ use std::io::IoSlice;
 
 use super::conn::{Conn, Ctx, Facts};
 use super::io::{Io, Segment, SocketError};
+use crate::clock::Instant;
 use crate::stats::Drop;
 use crate::wire::tcp::{Flags, Seq};
 
@@ -101,7 +102,7 @@ impl<S> Conn<S> {
                 ctx.io.emit(&ctx.key, &repr);
                 return Verdict::Carry;
             }
-            self.established(ctx, segment);
+            self.established(ctx.now, segment);
         }
         let end = segment.repr.seq.add(span(segment));
         if end.lt(self.rcv_acked) || segment.repr.seq.gt(self.edge.max(self.rcv_nxt)) {
@@ -165,16 +166,14 @@ impl<S> Conn<S> {
     }
 
     /// The guest has completed the handshake.
-    fn established<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>, segment: &Segment<'_>) {
+    fn established(&mut self, now: Instant, segment: &Segment<'_>) {
         self.clear(Facts::SYN_SENT);
-        self.rtt.acked(segment.repr.ack, ctx.now);
+        self.rtt.acked(segment.repr.ack, now);
         self.snd_una = self.snd_nxt;
         self.backoff = 0;
-        self.rtx_at = crate::clock::Instant::NEVER;
+        self.rtx_at = Instant::NEVER;
         self.snd_wnd = u32::from(segment.repr.window) << self.snd_shift;
         self.snd_wl1 = segment.repr.seq;
-        // Anything may have arrived on the socket by now.
-        self.set(Facts::MORE);
     }
 
     /// Window, SACK and cumulative acknowledgement. `false`: the segment is to be ignored.

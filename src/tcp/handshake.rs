@@ -18,6 +18,8 @@ use crate::wire::tcp::{Flags, Options, Repr, Seq};
 
 /// How long an entry answers repeated FINs: three of the kernel's retransmissions.
 const LINGER: Duration = Duration::from_millis(1500);
+/// The window in the SYN,ACK, which is never scaled (RFC 7323 section 2.2): a socket takes or we keep as much.
+const FIRST_WINDOW: u32 = 0xffff;
 /// Times a SYN,ACK is sent again before the guest counts as gone (tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
 /// A larger amount than this is consumed at once whatever the receive window.
@@ -60,7 +62,7 @@ impl<S> Conn<S> {
         self.learn(info, ctx.now);
         self.consume_over =
             u16::try_from((info.receive_window / 4).min(CONSUME_OVER)).unwrap_or(u16::MAX);
-        self.update_window(ctx);
+        self.edge = self.rcv_nxt.add(FIRST_WINDOW);
         self.snd_nxt = self.snd_una.add(1);
         self.rtt.start(self.snd_nxt, ctx.now);
         self.emit_syn_ack(ctx);

@@ -444,6 +444,9 @@ impl<S> Conn<S> {
             self.set(Facts::PEER_FIN);
         }
         if self.is(Facts::CONNECTING) {
+            if ready.readable || ready.rdhup {
+                self.set(Facts::MORE);
+            }
             return self.on_connecting(ctx);
         }
         if ready.writable {

@@ -12,6 +12,7 @@
     reason = "numbers are small and the summary is the point"
 )]
 
+mod chaos;
 mod guest;
 mod rng;
 mod socket;
@@ -47,7 +48,12 @@ struct Cell {
 
 impl Cell {
     fn scenario(self, seed: u64) -> Scenario {
-        let amount = 600_000 + seed % 1000;
+        let offload = seed % 3 > 0;
+        let amount = if offload || self.mtu > 10_000 {
+            500_000
+        } else {
+            200 * u64::from(self.mtu)
+        } + seed % 1000;
         let up = if self.direction == Direction::Down {
             seed % 500
         } else {
@@ -71,7 +77,7 @@ impl Cell {
                 sends: up,
                 closes_first: self.half_close || self.direction == Direction::Up,
                 mss: self.mtu - 40,
-                offload: seed % 3 > 0,
+                offload,
                 sack: seed % 7 > 0,
                 scaled: seed % 5 > 0,
                 rcvbuf: if self.large { 4 << 20 } else { 64 << 10 },
