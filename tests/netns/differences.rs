@@ -34,6 +34,8 @@ const TABLE: &[(&str, &str)] = &[
     ("udp::broadcast", "broadcast"),
     ("udp::busy_source_port", "busy source ports"),
     ("udp::fragments_of_the_guest", "fragments"),
+    ("tcp::out_of_descriptors", "descriptors"),
+    ("udp::out_of_descriptors", "descriptors"),
     ("udp::multicast_query", "answers to multicast"),
     ("udp::multicast_query6", "answers to multicast"),
 ];

@@ -32,6 +32,8 @@ tests![
     many_in_a_row,
     no_descriptor_is_leaked,
     end_in_the_middle,
+    out_of_descriptors,
+    parallel_downloads,
     both_directions_at_once,
     mtu_1280,
     mtu_1500,
@@ -463,6 +465,69 @@ fn no_descriptor_is_leaked() {
         "{before} before, {} after",
         open()
     );
+}
+
+/// At the limit new connections are refused, the others go on; when some end, new ones work again.
+fn out_of_descriptors() {
+    let w = World::direct();
+    echo(&w.peer, (PEER4, 1000));
+    let g = w.guest_with_files(256);
+    let ping = |mut stream: &TcpStream| {
+        stream.write_all(b"ping").expect("send");
+        stream.read_exact(&mut [0; 4]).expect("an answer");
+    };
+    let second = Duration::from_secs(1);
+    let mut all = vec![];
+    let mut refused = 0;
+    while refused < 10 && all.len() < 400 {
+        match g.connect_within((PEER4, 1000), second) {
+            Ok(stream) => all.push(stream),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        refused > 0,
+        "{} connections with 256 descriptors",
+        all.len()
+    );
+    assert!(
+        all.len() >= 128,
+        "only {} connections with 256 descriptors",
+        all.len()
+    );
+    all.iter().for_each(ping);
+    all.truncate(50);
+    let again = || g.connect_within((PEER4, 1000), second).is_ok();
+    assert!(
+        poll_until(SOON, again),
+        "no connection after others have ended"
+    );
+    all.iter().for_each(ping);
+}
+
+/// What a browser or a package manager does.
+fn parallel_downloads() {
+    need("curl");
+    let w = World::direct();
+    PEERS.iter().for_each(|p| http(&w.peer, (p, 80)));
+    let g = w.guest(&["-m", "1500"]);
+    pattern_file("/run/t/data", 3_000_000);
+    let urls: String = (0..40)
+        .map(|i| {
+            format!(
+                "-o got{i} http://{}/3000000 ",
+                if i % 2 == 0 {
+                    PEER4.to_owned()
+                } else {
+                    format!("[{PEER6}]")
+                }
+            )
+        })
+        .collect();
+    g.sh(&format!(
+        "curl -g -sS -m 40 --parallel --parallel-immediate --parallel-max 40 {urls}"
+    ));
+    g.sh("for i in $(seq 0 39); do cmp data got$i || exit 1; done");
 }
 
 /// Either side resets while data flows in both directions; the other side sees it, and nothing else suffers.

@@ -24,6 +24,7 @@ tests![
     port_unreachable,
     host_unreachable,
     busy_source_port,
+    out_of_descriptors,
 ];
 
 const PEERS: [&str; 2] = [PEER4, PEER6];
@@ -301,4 +302,27 @@ fn busy_source_port() {
     let g = w.guest(&[]);
     let client = g.udp("0.0.0.0:40002");
     round_trip(&client, (PEER4, 1000), b"hello");
+}
+
+/// More flows than descriptors: nothing worse happens than that old flows make room, or new ones wait.
+fn out_of_descriptors() {
+    let w = World::direct();
+    udp_echo(&w.peer, (PEER4, 1000));
+    let g = w.guest_with_files(256);
+    let all: Vec<UdpSocket> = (0..400).map(|_| g.udp("0.0.0.0:0")).collect();
+    for socket in &all {
+        socket.send_to(b"hello", (PEER4, 1000)).expect("send");
+    }
+    let answered = || {
+        let mut buffer = [0; 10];
+        all.iter()
+            .filter(|s| s.set_nonblocking(true).is_ok() && s.recv_from(&mut buffer).is_ok())
+            .count()
+    };
+    let mut total = 0;
+    let enough = crate::exec::poll_until(SOON, || {
+        total += answered();
+        total >= 128
+    });
+    assert!(enough, "only {total} answers");
 }

@@ -351,6 +351,24 @@ impl World {
         Pasta { pid, ended: false }
     }
 
+    /// Like [`World::guest`], under a limit of open files.
+    #[track_caller]
+    pub fn guest_with_files(&self, files: usize) -> Guest {
+        let ns = Netns::new("guest");
+        let options = NO_FORWARDS.join(" ");
+        let script = format!(
+            "ulimit -n {files}; exec {PASTA} --config-net {options} -q -P limited.pid -l limited.log --netns {}",
+            ns.path()
+        );
+        self.host.sh(&script);
+        let pid = fs::read_to_string(format!("{DIR}/limited.pid")).expect("a PID file");
+        let pasta = Pasta {
+            pid: pid.trim().parse().expect("a PID"),
+            ended: false,
+        };
+        Guest { ns, pasta }
+    }
+
     /// Runs pasta in the host namespace to the end of the command (the parent, if it goes to the background).
     #[track_caller]
     pub fn pasta(&self, args: &[&str]) -> Output {
