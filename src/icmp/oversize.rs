@@ -56,7 +56,14 @@ impl Packet<'_> {
     #[must_use]
     pub fn is_careless(&self) -> bool {
         let forbidden = !self.ipv6 && self.l3.get(4..6) == Some(&[0, 0]);
-        self.len > ORDINARY_MTU && self.hop_limit == DEFAULT_HOP_LIMIT && !forbidden
+        self.may_be_careless() && !forbidden
+    }
+
+    /// As [`Self::is_careless`], for flows that have had such packets before: identifications are counted, and
+    /// every 65,536th is 0.
+    #[must_use]
+    pub const fn may_be_careless(&self) -> bool {
+        self.len > ORDINARY_MTU && self.hop_limit == DEFAULT_HOP_LIMIT
     }
 }
 

@@ -171,7 +171,7 @@ impl<S> Engine<S> {
 
     /// Is this one of the large datagrams of a flow whose path does not take them?
     fn fragments(&self, id: FlowId, datagram: &Datagram<'_>, len: usize) -> bool {
-        is_careless(datagram, len)
+        as_packet(datagram, len).may_be_careless()
             && self
                 .state
                 .flows
@@ -342,7 +342,7 @@ impl<S> Engine<S> {
         piece: &Piece<'_>,
     ) {
         let queued = self.read_errors_of_flow(io, id);
-        if piece.dont_fragment && is_careless(piece.of, piece.payload.len()) {
+        if piece.dont_fragment && as_packet(piece.of, piece.payload.len()).is_careless() {
             if let Some(flow) = self.state.flows.get_mut(id) {
                 flow.fragment_large = true;
             }
@@ -372,22 +372,21 @@ impl<S> Engine<S> {
     }
 }
 
-/// Would a datagram of `len` bytes of payload rather be fragmented than refused?
-fn is_careless(datagram: &Datagram<'_>, len: usize) -> bool {
+/// A datagram with `len` bytes of payload, as far as it matters to whether it may be fragmented.
+fn as_packet<'a>(datagram: &'a Datagram<'_>, len: usize) -> Packet<'a> {
     let ipv6 = datagram.src.is_ipv6();
     let header = if ipv6 {
         ipv6::HEADER_LEN
     } else {
         ipv4::HEADER_LEN
     };
-    let packet = Packet {
+    Packet {
         ipv6,
         echo: false,
         len: len.saturating_add(header).saturating_add(udp::HEADER_LEN),
         hop_limit: datagram.hop_limit,
         l3: datagram.l3,
-    };
-    packet.is_careless()
+    }
 }
 
 fn slices<'a>(pieces: &[Piece<'a>]) -> ArrayVec<IoSlice<'a>, MAX_SEGMENTS> {

@@ -634,17 +634,24 @@ fn large_datagrams_of_the_careless_are_fragmented() {
     assert!(bed.world.sent.iter().all(|s| !s.dont_fragment));
     // The second batch knew from the start.
     assert_eq!(bed.world.sent[3].call, bed.world.sent[5].call);
-    // What could be a probe is still refused, and so is what says it must not be fragmented.
-    bed.world.mtu = 1400;
-    bed.one(GUEST, A, &large[..1450]);
+    // Identifications wrap around.
     let l3 = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64];
-    bed.send(&[Datagram {
+    let forbidden = Datagram {
         l3: &l3,
         ..datagram(GUEST, A, &large)
-    }]);
+    };
+    bed.send(&[forbidden]);
+    assert_eq!((bed.world.reports.len(), bed.world.sent.len()), (0, 7));
+    // What could be a probe is still refused, and so is what says from the start that it must not be fragmented.
+    bed.world.mtu = 1400;
+    bed.one(GUEST, A, &large[..1450]);
     bed.send(&[Datagram {
         hop_limit: 1,
         ..datagram(GUEST, A, &large)
+    }]);
+    bed.send(&[Datagram {
+        src: ep("192.0.2.10:4001"),
+        ..forbidden
     }]);
     assert_eq!(
         (
@@ -652,7 +659,7 @@ fn large_datagrams_of_the_careless_are_fragmented() {
             bed.world.sent.len(),
             bed.world.drops.len()
         ),
-        (3, 6, 3)
+        (3, 7, 3)
     );
     assert_eq!(bed.world.reports[1].kind, Kind::too_big(false, 1400));
     // Where the path takes it, nothing of this happens, and it is worth segmenting.
