@@ -30,6 +30,7 @@
 )]
 
 mod advertise;
+mod conntrack;
 mod host;
 mod icmp_io;
 mod link;

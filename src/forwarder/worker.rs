@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use nix::sys::epoll::Epoll;
 
 use super::advertise::Advertiser;
+use super::conntrack;
 use super::host::Host;
 use super::icmp_io::PingSocket;
 use super::link::Link;
@@ -80,7 +81,7 @@ impl Worker {
             tap_queue: tap::QUEUE_LENGTH,
             ..tcp::Limits::new(mtu, limits.tcp, seed)
         });
-        let udp = udp::Engine::new(config.clone(), limits.udp, udp::Timeouts::default(), seed);
+        let udp = udp::Engine::new(config.clone(), limits.udp, conntrack::timeouts(), seed);
         let icmp = icmp::Engine::new(config.clone(), limits.icmp, seed);
         let host = Host {
             guest_mac: config.guest_mac.unwrap_or(Mac::BROADCAST),
