@@ -20,7 +20,8 @@ fn chain(error: &dyn Error) -> String {
         text.push_str(&cause.to_string());
         source = cause.source();
     }
-    text
+    // One error, one line: callers show the last one, or match on the first.
+    text.replace('\n', "; ")
 }
 
 /// Print to standard output; a reader that has gone away is not worth an error message.

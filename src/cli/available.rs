@@ -22,6 +22,16 @@ impl Options {
         if let Some((what, _)) = missing.iter().find(|(_, asked)| *asked) {
             return Err(CliError::new(format!("{what} is not available yet")));
         }
+        Ok(())
+    }
+
+    /// Refuse port forwarding that is not automatic. To be asked once the rules have been found valid: a
+    /// mistake in a rule is the more useful thing to hear about.
+    ///
+    /// # Errors
+    ///
+    /// The first specification that would forward something.
+    pub fn check_ports_available(&self) -> Result<(), CliError> {
         match self
             .ports
             .iter()

@@ -267,9 +267,8 @@ fn name_options(options: &mut Options, args: NameArgs) -> Result<()> {
     }
     let usable = |a: &IpAddr| !a.is_unspecified() && !a.is_loopback() && !a.is_multicast();
     for text in &args.dns_forward {
-        let addr = parse_addr(text)
-            .filter(usable)
-            .filter(|a| enabled(options, a));
+        // One of a family that is off is not used: podman passes an IPv4 one along with -6.
+        let addr = parse_addr(text).filter(usable);
         options
             .dns_forward
             .set(addr.ok_or_else(|| invalid("DNS forwarding address", text))?);
@@ -287,14 +286,6 @@ fn name_options(options: &mut Options, args: NameArgs) -> Result<()> {
     options.hostname = host_name("hostname", args.hostname)?;
     options.fqdn = host_name("FQDN", args.fqdn)?;
     Ok(())
-}
-
-const fn enabled(options: &Options, addr: &IpAddr) -> bool {
-    if addr.is_ipv4() {
-        options.ipv4
-    } else {
-        options.ipv6
-    }
 }
 
 impl<T> List<T> {

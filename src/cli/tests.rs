@@ -287,7 +287,8 @@ fn ports_in_order() {
 
 #[test]
 fn what_is_missing_says_so() {
-    let check = |line: &str| options(line).check_available();
+    let both = |o: &Options| o.check_available().and_then(|()| o.check_ports_available());
+    let check = |line: &str| both(&options(line));
     for line in [
         "pasta",
         "pasta -t auto -u auto -T auto -U auto",
@@ -297,7 +298,7 @@ fn what_is_missing_says_so() {
     ] {
         // The last line contradicts itself and never gets here.
         if let Ok(Invocation::Run(o)) = parse_line(line) {
-            assert_eq!(o.check_available(), Ok(()), "{line}");
+            assert_eq!(both(&o), Ok(()), "{line}");
         }
     }
     for line in [

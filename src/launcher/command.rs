@@ -33,6 +33,8 @@ pub(super) struct Plan<'a> {
     pub(super) command: &'a [OsString],
     /// `--no-pidns`.
     pub(super) no_pidns: bool,
+    /// `--netns-only`: no user namespace; the command keeps our ids.
+    pub(super) netns_only: bool,
     /// Root inside is this user outside.
     pub(super) ids: Ids,
     /// We may leave setgroups(2) working inside.
@@ -53,11 +55,13 @@ const HOSTNAME_MAX: usize = 64;
 impl Command {
     /// Clone the child into its namespaces and give it its ids.
     pub(super) fn start(plan: &Plan<'_>) -> Result<Self, LaunchError> {
-        let mut namespaces = CloneFlags::CLONE_NEWUSER
-            | CloneFlags::CLONE_NEWNET
+        let mut namespaces = CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWNS;
+        if !plan.netns_only {
+            namespaces |= CloneFlags::CLONE_NEWUSER;
+        }
         if !plan.no_pidns {
             namespaces |= CloneFlags::CLONE_NEWPID;
         }
@@ -72,8 +76,10 @@ impl Command {
             Side::Child => run(plan, theirs),
             Side::Parent(child) => {
                 drop(theirs);
-                ids::map_root_of(child.pid, plan.ids, plan.privileged)
-                    .map_err(|e| LaunchError::MapIds(e.into()))?;
+                if !plan.netns_only {
+                    ids::map_root_of(child.pid, plan.ids, plan.privileged)
+                        .map_err(|e| LaunchError::MapIds(e.into()))?;
+                }
                 let mut go = File::from(ours);
                 go.write_all(&[1]).map_err(cannot("start the command"))?;
                 Ok(Self { child, go })
@@ -102,27 +108,29 @@ impl Command {
 /// The child's life. Ends in the command, or with the command's status.
 fn run(plan: &Plan<'_>, socket: OwnedFd) -> ! {
     let status = match prepare(plan, socket) {
-        Ok(true) if plan.no_pidns => execute(plan.command),
-        Ok(true) => parent_of_command(plan),
+        Ok(Some(_)) if plan.no_pidns => execute(plan.command),
+        Ok(Some(leash)) => parent_of_command(plan, &leash),
         // We were never released: whoever did not has said why.
-        Ok(false) => 1,
+        Ok(None) => 1,
         Err(what) => say(&what),
     };
     exit_now(status)
 }
 
-/// Everything up to the release; false if it never comes.
-fn prepare(plan: &Plan<'_>, socket: OwnedFd) -> Result<bool, String> {
+/// Everything up to the release; the socket it came by, or `None` if it never comes.
+fn prepare(plan: &Plan<'_>, socket: OwnedFd) -> Result<Option<File>, String> {
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("Couldn't {what}: {e}");
     keep_only(&[socket.as_fd()]).map_err(|e| failed("close descriptors", &e))?;
     let mut socket = File::from(socket);
     let mut byte = [0];
     if socket.read_exact(&mut byte).is_err() {
-        return Ok(false);
+        return Ok(None);
     }
-    let root = (Uid::from_raw(0), Gid::from_raw(0));
-    setresgid(root.1, root.1, root.1).map_err(|e| failed("become root inside", &e.desc()))?;
-    setresuid(root.0, root.0, root.0).map_err(|e| failed("become root inside", &e.desc()))?;
+    if !plan.netns_only {
+        let root = (Uid::from_raw(0), Gid::from_raw(0));
+        setresgid(root.1, root.1, root.1).map_err(|e| failed("become root inside", &e.desc()))?;
+        setresuid(root.0, root.0, root.0).map_err(|e| failed("become root inside", &e.desc()))?;
+    }
     // Changing ids has cleared an earlier setting. Without a pid namespace of its own the command is
     // asked to end; with one, its first process goes and everything in it.
     let signal = if plan.no_pidns {
@@ -137,17 +145,17 @@ fn prepare(plan: &Plan<'_>, socket: OwnedFd) -> Result<bool, String> {
     // Whether groups may use ping sockets is a convenience; where it cannot be set, ping needs privilege.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0");
     if socket.read_exact(&mut byte).is_err() {
-        return Ok(false);
+        return Ok(None);
     }
     let mut name = vec![0; usize::from(byte[0])];
     if socket.read_exact(&mut name).is_err() {
-        return Ok(false);
+        return Ok(None);
     }
     if !name.is_empty() {
         let name = OsString::from_vec(name);
         sethostname(&name).map_err(|e| failed("set the host name", &e.desc()))?;
     }
-    Ok(socket.read_exact(&mut byte).is_ok())
+    Ok(socket.read_exact(&mut byte).is_ok().then_some(socket))
 }
 
 fn mount_proc() -> nix::Result<()> {
@@ -161,7 +169,10 @@ fn mount_proc() -> nix::Result<()> {
 }
 
 /// First process of the pid namespace: run the command, reap everything, end with its status.
-fn parent_of_command(plan: &Plan<'_>) -> i32 {
+///
+/// The monitor holds the other end of `leash`. When that closes we end, and with us all of the namespace. The
+/// parent-death signal cannot do this: the monitor's Landlock scope keeps signals of its own in, even that one.
+fn parent_of_command(plan: &Plan<'_>, leash: &File) -> i32 {
     match clone(CloneFlags::empty()) {
         Err(e) => say(&format!("Couldn't fork: {e}")),
         Ok(Side::Child) => exit_now(execute(plan.command)),
@@ -170,7 +181,7 @@ fn parent_of_command(plan: &Plan<'_>) -> i32 {
             drop(pidfd);
             // Nobody waits for the end of a pipe because of us.
             let _ = redirect_to_null(Standard::All);
-            match process::reap_until(pid) {
+            match process::reap_until(pid, leash.as_fd()) {
                 Ended::Exited(status) => i32::from(status),
                 Ended::Killed(signal) => 128 + i32::from(signal),
             }

@@ -193,11 +193,12 @@ fn open_target(options: &Options, identity: Option<Ids>) -> Result<OpenTarget, L
             let command = command::Command::start(&command::Plan {
                 command: arguments,
                 no_pidns: options.no_pidns,
+                netns_only: options.netns_only,
                 ids,
                 privileged: root,
             })?;
             Ok(OpenTarget {
-                namespaces: target::of_child(command.pid())?,
+                namespaces: target::of_child(command.pid(), options.netns_only)?,
                 watch: Watch::Nothing,
                 command: Some(command),
             })
@@ -209,11 +210,17 @@ fn open_target(options: &Options, identity: Option<Ids>) -> Result<OpenTarget, L
 fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
     let host = crate::netlink::query_host()?;
     let resolved = crate::config::resolve(options, &host, &Environment::read())?;
+    options.check_ports_available()?;
     for notice in &resolved.notices {
         log::log!(notice.level, "{}", notice.text);
     }
+    // The terminal of a command of ours is the command's.
+    let level = match &options.target {
+        Target::Spawn(_) => log::Level::Debug,
+        _ => log::Level::Info,
+    };
     for line in summary(&resolved).lines() {
-        log::info!("{line}");
+        log::log!(level, "{line}");
     }
     Ok(resolved)
 }
@@ -293,6 +300,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         forwarder: parts.forwarder,
         agent: parts.agent,
         command: parts.command,
+        leash: None,
         watch: parts.watch,
         waiting: Some(parts.waiting),
         style,

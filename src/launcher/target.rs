@@ -64,11 +64,13 @@ pub(super) fn at_path(
     Ok((namespaces, watch))
 }
 
-/// Open the namespaces of a child of ours, which stays until told.
-pub(super) fn of_child(pid: Pid) -> Result<Namespaces, LaunchError> {
+/// Open the namespaces of a child of ours, which stays until told; with `netns_only` it is in our own user
+/// namespace.
+pub(super) fn of_child(pid: Pid, netns_only: bool) -> Result<Namespaces, LaunchError> {
+    let user = PathBuf::from(format!("/proc/{pid}/ns/user"));
     open_both(
         Path::new(&format!("/proc/{pid}/ns/net")),
-        Some(Path::new(&format!("/proc/{pid}/ns/user"))),
+        (!netns_only).then_some(user.as_path()),
     )
 }
 

@@ -70,6 +70,8 @@ pub struct Monitor {
     pub agent: Agent,
     /// pasta's command, or the first process of its pid namespace.
     pub command: Option<Child>,
+    /// The command's leash: the first process of its pid namespace ends when this is closed.
+    pub leash: Option<File>,
     /// On the target namespace.
     pub watch: Watch,
     /// Until ready.
@@ -224,6 +226,7 @@ impl Monitor {
         if let Some(mut command) = waiting.command {
             // If it is gone already, its pidfd says so.
             let _ = command.write_all(&[1]);
+            self.leash = Some(command);
         }
         if let Some(mut parent) = waiting.parent {
             // The caller's terminal or pipe is given up before the caller is told.

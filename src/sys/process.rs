@@ -8,10 +8,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigHandler, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+
+const SIGTERM: u8 = 15;
 
 /// A child of ours.
 #[derive(Debug)]
@@ -62,21 +66,41 @@ fn wait(pidfd: BorrowedFd<'_>, flags: WaitPidFlag) -> Option<Ended> {
     }
 }
 
-/// Reap children, ours and adopted ones, until `main` has ended; how it did. For the first process of a
-/// pid namespace.
+/// Reap children, ours and adopted ones, until `main` has ended, or the other end of `leash` is closed; how it
+/// ended (in the second case, as if killed by SIGTERM). For the first process of a pid namespace.
 #[must_use]
-pub fn reap_until(main: Pid) -> Ended {
+pub fn reap_until(main: Pid, leash: BorrowedFd<'_>) -> Ended {
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    let signals = children.thread_block().and_then(|()| {
+        SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+    });
+    let Ok(signals) = signals else {
+        return Ended::Killed(SIGTERM);
+    };
     loop {
-        match nix::sys::wait::wait() {
-            Ok(WaitStatus::Exited(pid, status)) if pid == main => {
-                return Ended::Exited(u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+        // First without having heard of one: a child may have ended before the signal was blocked.
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            match status {
+                WaitStatus::Exited(pid, status) if pid == main => {
+                    return Ended::Exited(u8::try_from(status & 0xff).unwrap_or(u8::MAX));
+                }
+                WaitStatus::Signaled(pid, signal, _) if pid == main => {
+                    return Ended::Killed(u8::try_from(signal as i32).unwrap_or(0));
+                }
+                WaitStatus::StillAlive => break,
+                _ => {}
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
-                return Ended::Killed(u8::try_from(signal as i32).unwrap_or(0));
-            }
-            Err(Errno::ECHILD) => return Ended::Killed(0),
-            _ => {}
         }
+        let mut events = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(leash, PollFlags::POLLIN),
+        ];
+        let polled = poll(&mut events, PollTimeout::NONE);
+        if polled.is_ok() && events[1].any() == Some(true) {
+            return Ended::Killed(SIGTERM);
+        }
+        while let Ok(Some(_)) = signals.read_signal() {}
     }
 }
 
