@@ -9,8 +9,8 @@
 //! timer, round trip plus 200 ms at least, therefore never fires without loss on the tap.
 //!
 //! A single small segment is not acknowledged at once, because usually the answer follows and carries the
-//! acknowledgement; after [`DELAY`] at most it is (the kernel would wait 40 ms). Two frames, or a large one, are
-//! acknowledged at the end of the round.
+//! acknowledgement; after [`DELAY`] at most it is (the kernel would wait 40 ms), and from then on, until there is an
+//! answer again, at the end of the round: like two frames, or a large one.
 //!
 //! **Window.** The edge is what the socket's send buffer has room for *now*, plus an allowance that we can keep
 //! ourselves. The allowance is what makes this stall-free and fast: the guest always has a little more in flight than
@@ -54,9 +54,8 @@ impl<S> Conn<S> {
         let due = self.rcv_nxt.distance(self.rcv_acked);
         let near = self.any(Facts::NEAR.union(Facts::GUEST_FIN).union(Facts::HASTE));
         if due > 0 {
-            if near && (self.frames > 1 || due >= LARGE.min(u32::from(self.mss)))
-                || self.window_left() < LOW
-            {
+            let large = self.frames > 1 || due >= LARGE.min(u32::from(self.mss));
+            if near && (large || !self.is(Facts::TALK)) || self.window_left() < LOW {
                 self.set(Facts::ACK_NOW);
             }
             let wait = if near {
@@ -99,6 +98,7 @@ impl<S> Conn<S> {
         }
         if self.any(Facts::NEAR.union(Facts::GUEST_FIN)) {
             self.set(Facts::ACK_NOW);
+            self.clear(Facts::TALK);
             return;
         }
         self.ask_peer(ctx);

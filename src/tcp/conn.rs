@@ -73,6 +73,8 @@ impl Facts {
     pub const QUEUED: Self = Self(1 << 23);
     /// An event said that the peer's FIN is in the socket, behind whatever data there is.
     pub const PEER_FIN: Self = Self(1 << 24);
+    /// The guest gets answers: its acknowledgements usually travel with them.
+    pub const TALK: Self = Self(1 << 25);
     /// Recovery began with a timeout.
     pub const TIMEOUT: Self = Self(1 << 21);
 
@@ -169,7 +171,7 @@ impl<S> Conn<S> {
     /// A connection the guest asked for with the SYN `syn`.
     pub fn new(syn: &Repr, isn: Seq, mss: u16, now: Instant) -> Self {
         let options = &syn.options;
-        let mut facts = Facts::CONNECTING;
+        let mut facts = Facts::CONNECTING.union(Facts::TALK);
         if options.window_scale.is_some() {
             facts = facts.union(Facts::SCALED);
         }

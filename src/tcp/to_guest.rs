@@ -108,6 +108,7 @@ impl<S> Conn<S> {
                 return;
             }
             self.snd_nxt = self.snd_nxt.add(sent.sent);
+            self.set(Facts::TALK);
             if !self.is(Facts::RECOVERY) {
                 self.rtt.start(self.snd_nxt, ctx.now);
             }

@@ -302,10 +302,10 @@ impl Chaos {
             now: 0,
             isn,
         };
-        for flow in 0..FLOWS {
+        for (flow, first) in isn.into_iter().enumerate() {
             chaos.segment(
                 flow,
-                Seq(isn[flow]),
+                Seq(first),
                 Flags::SYN,
                 Seq(0),
                 0,

@@ -166,6 +166,7 @@ fn run_grid(direction: Direction) {
     let mut worst = (Outcome::default(), None);
     let mut timeouts = [0_u64; 2];
     let mut kept = 0;
+    let mut calm = 0;
     let cells = grid(direction);
     let mut failures = Vec::new();
     for (n, cell) in cells.iter().enumerate() {
@@ -183,16 +184,20 @@ fn run_grid(direction: Direction) {
                 "timeout without loss: {cell:?} seed {seed}: {outcome:?}"
             ));
         }
+        if cell.loss == (0, 0) && !cell.reorder && !cell.slow {
+            calm = calm.max(outcome.stall.saturating_sub(2 * cell.rtt));
+        }
         kept = kept.max(outcome.most_kept);
         if outcome.stall > worst.0.stall {
             worst = (outcome, Some(*cell));
         }
     }
     println!(
-        "{direction:?}: {} cells, longest silence {} ms in {:?}, guest timeouts {} without and {} with loss, most kept {} KiB",
+        "{direction:?}: {} cells, longest silence {} ms in {:?}, undisturbed at most two round trips and {} µs, guest timeouts {} without and {} with loss, most kept {} KiB",
         cells.len(),
         worst.0.stall / 1000,
         worst.1,
+        calm,
         timeouts[0],
         timeouts[1],
         kept >> 10,
