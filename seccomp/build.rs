@@ -97,7 +97,8 @@ fn emit(
     if process.landlock.files != "none" || process.landlock.tcp_bind != "none" {
         return Err(format!("{name}: no process opens files or binds TCP ports").into());
     }
-    if process.landlock.scopes != ["abstract_unix_socket", "signal"] {
+    let scoped = |scope: &str| process.landlock.scopes.iter().any(|s| s == scope);
+    if !scoped("abstract_unix_socket") {
         return Err(format!("{name}: every process is scoped").into());
     }
     let own = |ns: &str| process.namespaces.own.iter().any(|n| n == ns);
@@ -127,6 +128,7 @@ fn emit(
         "    tcp_connect: {},",
         process.landlock.tcp_connect == "any"
     )?;
+    writeln!(out, "    signal_scope: {},", scoped("signal"))?;
     writeln!(out, "    rlimits: &[")?;
     for (limit, value) in &process.rlimits {
         writeln!(

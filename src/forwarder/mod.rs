@@ -136,7 +136,10 @@ impl Forwarder {
     ///
     /// # Errors
     /// See [`ForwarderError`]; end of file from the monitor after "go" is success.
-    pub fn run(mut self, confined: &Confined) -> Result<(), ForwarderError> {
+    ///
+    /// Takes a reference because nothing may be freed after confinement: giving memory back is a system
+    /// call the filter forbids.
+    pub fn run(&mut self, confined: &Confined) -> Result<(), ForwarderError> {
         self.link
             .ready(confined.achieved().bits())
             .map_err(ForwarderError::Monitor)?;

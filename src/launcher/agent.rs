@@ -44,14 +44,12 @@ pub(super) struct Plan<'a> {
 /// Why there is no tap. Printed by the launcher, so the texts are the user's.
 #[derive(Debug, thiserror::Error)]
 enum AgentError {
-    #[error("Couldn't switch to pasta namespaces: {}", .0.desc())]
-    Join(Errno),
     #[error(transparent)]
     Tap(#[from] TapError),
     #[error(transparent)]
     Configure(#[from] ConfigNetError),
     #[error(transparent)]
-    Identity(#[from] LaunchError),
+    Launch(#[from] LaunchError),
     #[error("Couldn't keep capabilities across the change of user: {0}")]
     KeepCaps(String),
     #[error(transparent)]
@@ -94,16 +92,17 @@ fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
 
 /// Do everything; ends by an error, of which the closed channel is the expected one.
 fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
+    process::set_name(c"pasta:ns-agent");
     process::die_with_parent(Signal::SIGKILL)?;
     // Out of the terminal's reach; only fails for a group leader, which a fresh fork is not.
     let _ = setsid();
-    let pending = join(plan.namespaces).map_err(AgentError::Join)?;
+    let pending = join(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
     make_tap(plan.setup, link)?;
     if let Some(ids) = plan.identity {
         change_ids(ids)?;
     }
     if pending {
-        join_user(plan.namespaces).map_err(AgentError::Join)?;
+        join_user(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
     }
     close_namespaces(link);
     // Changes of credentials have cleared the first one.

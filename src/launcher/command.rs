@@ -2,10 +2,12 @@
 //!
 //! The child is cloned directly into its namespaces, so that it is both our own child (its exit status
 //! is ours) and the first process of its pid namespace. It waits twice: for its id maps, and for the
-//! network. Then it becomes the command, or, with a pid namespace, the small parent of the command:
+//! network. Then it is the small parent of the command:
 //! the kernel shields a first process from signals it has no handler for, so that Ctrl-C would not end an
-//! ordinary program; and somebody has to reap orphans. The command inherits nothing of ours but standard
-//! input, output and error, stays in our process group, and so keeps the terminal.
+//! ordinary program; somebody has to reap orphans; and somebody has to notice the end of the monitor, which is
+//! the end of the network. (The kernel's parent-death signal would not do: it is sent with the rights of the
+//! dying process, and the monitor has none over a command that runs as somebody else.) The command inherits nothing of
+//! ours but standard input, output and error, stays in our process group, and so keeps the terminal.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
@@ -16,8 +18,10 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Gid, Pid, Uid, execvp, sethostname, setresgid, setresuid};
 
@@ -46,7 +50,7 @@ pub(super) struct Plan<'a> {
 pub(super) struct Command {
     /// The process; its exit status is the command's.
     pub(super) child: Child,
-    go: File,
+    leash: File,
 }
 
 /// Longest host name of a UTS namespace in bytes (uname(2)).
@@ -80,9 +84,9 @@ impl Command {
                     ids::map_root_of(child.pid, plan.ids, plan.privileged)
                         .map_err(|e| LaunchError::MapIds(e.into()))?;
                 }
-                let mut go = File::from(ours);
-                go.write_all(&[1]).map_err(cannot("start the command"))?;
-                Ok(Self { child, go })
+                let mut leash = File::from(ours);
+                leash.write_all(&[1]).map_err(cannot("start the command"))?;
+                Ok(Self { child, leash })
             }
         }
     }
@@ -92,9 +96,10 @@ impl Command {
         self.child.pid
     }
 
-    /// Tell it the host name of its UTS namespace and hand over what makes it go: one more byte.
+    /// Tell it the host name of its UTS namespace and hand over its leash: one more byte makes it go,
+    /// end of file makes it end.
     pub(super) fn name_host(self, name: Option<&str>) -> Result<(Child, File), LaunchError> {
-        let mut go = self.go;
+        let mut go = self.leash;
         let name = name.unwrap_or_default().as_bytes();
         let name = name.get(..HOSTNAME_MAX).unwrap_or(name);
         let len = u8::try_from(name.len()).unwrap_or(0);
@@ -107,58 +112,52 @@ impl Command {
 
 /// The child's life. Ends in the command, or with the command's status.
 fn run(plan: &Plan<'_>, socket: OwnedFd) -> ! {
-    let status = match prepare(plan, socket) {
-        Ok(Some(_)) if plan.no_pidns => execute(plan.command),
-        Ok(Some(leash)) => parent_of_command(plan, &leash),
+    let mut socket = File::from(socket);
+    let status = match prepare(plan, &mut socket) {
+        Ok(true) => attend(plan, &socket),
         // We were never released: whoever did not has said why.
-        Ok(None) => 1,
+        Ok(false) => 1,
         Err(what) => say(&what),
     };
     exit_now(status)
 }
 
-/// Everything up to the release; the socket it came by, or `None` if it never comes.
-fn prepare(plan: &Plan<'_>, socket: OwnedFd) -> Result<Option<File>, String> {
+/// Everything up to the release; false if it never comes.
+fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("Couldn't {what}: {e}");
     keep_only(&[socket.as_fd()]).map_err(|e| failed("close descriptors", &e))?;
-    let mut socket = File::from(socket);
     let mut byte = [0];
     if socket.read_exact(&mut byte).is_err() {
-        return Ok(None);
+        return Ok(false);
     }
     if !plan.netns_only {
         let root = (Uid::from_raw(0), Gid::from_raw(0));
         setresgid(root.1, root.1, root.1).map_err(|e| failed("become root inside", &e.desc()))?;
         setresuid(root.0, root.0, root.0).map_err(|e| failed("become root inside", &e.desc()))?;
     }
-    // Changing ids has cleared an earlier setting. Without a pid namespace of its own the command is
-    // asked to end; with one, its first process goes and everything in it.
-    let signal = if plan.no_pidns {
-        Signal::SIGTERM
-    } else {
-        Signal::SIGKILL
-    };
-    process::die_with_parent(signal).map_err(|e| failed("set the parent-death signal", &e))?;
     if !plan.no_pidns {
         mount_proc().map_err(|e| failed("mount /proc in the new pid namespace", &e.desc()))?;
     }
     // Whether groups may use ping sockets is a convenience; where it cannot be set, ping needs privilege.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0");
     if socket.read_exact(&mut byte).is_err() {
-        return Ok(None);
+        return Ok(false);
     }
     let mut name = vec![0; usize::from(byte[0])];
     if socket.read_exact(&mut name).is_err() {
-        return Ok(None);
+        return Ok(false);
     }
     if !name.is_empty() {
         let name = OsString::from_vec(name);
         sethostname(&name).map_err(|e| failed("set the host name", &e.desc()))?;
     }
-    Ok(socket.read_exact(&mut byte).is_ok().then_some(socket))
+    Ok(socket.read_exact(&mut byte).is_ok())
 }
 
 fn mount_proc() -> nix::Result<()> {
+    // Without a user namespace of its own, what is mounted here would appear outside.
+    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
     mount(
         Some("proc"),
         "/proc",
@@ -168,24 +167,44 @@ fn mount_proc() -> nix::Result<()> {
     )
 }
 
-/// First process of the pid namespace: run the command, reap everything, end with its status.
-///
-/// The monitor holds the other end of `leash`. When that closes we end, and with us all of the namespace. The
-/// parent-death signal cannot do this: the monitor's Landlock scope keeps signals of its own in, even that one.
-fn parent_of_command(plan: &Plan<'_>, leash: &File) -> i32 {
-    match clone(CloneFlags::empty()) {
-        Err(e) => say(&format!("Couldn't fork: {e}")),
+/// Run the command, reap everything, end with its status; or end it when the monitor has ended.
+fn attend(plan: &Plan<'_>, leash: &File) -> i32 {
+    let command = match clone(CloneFlags::empty()) {
+        Err(e) => return say(&format!("Couldn't fork: {e}")),
         Ok(Side::Child) => exit_now(execute(plan.command)),
-        Ok(Side::Parent(child)) => {
-            let Child { pid, pidfd } = child;
+        Ok(Side::Parent(Child { pid, pidfd })) => {
             drop(pidfd);
-            // Nobody waits for the end of a pipe because of us.
-            let _ = redirect_to_null(Standard::All);
-            match process::reap_until(pid, leash.as_fd()) {
-                Ended::Exited(status) => i32::from(status),
-                Ended::Killed(signal) => 128 + i32::from(signal),
-            }
+            pid
         }
+    };
+    // What a terminal sends is for the command.
+    let _ = SigSet::all().thread_block();
+    let mut ended = SigSet::empty();
+    ended.add(Signal::SIGCHLD);
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let Ok(ended) = SignalFd::with_flags(&ended, flags) else {
+        return 1;
+    };
+    // Nobody waits for the end of a pipe because of us.
+    let _ = keep_only(&[leash.as_fd(), ended.as_fd()]);
+    let _ = redirect_to_null(Standard::All);
+    loop {
+        match process::reap(command) {
+            Some(Ended::Exited(status)) => return i32::from(status),
+            Some(Ended::Killed(signal)) => return 128 + i32::from(signal),
+            None => {}
+        }
+        let mut table = [
+            PollFd::new(leash.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut table, PollTimeout::NONE);
+        if table[0].any().unwrap_or(false) {
+            // Without a pid namespace the end of this process ends nobody else.
+            let _ = kill(command, Signal::SIGTERM);
+            return 1;
+        }
+        while let Ok(Some(_)) = ended.read_signal() {}
     }
 }
 

@@ -60,6 +60,9 @@ pub enum LaunchError {
         /// The kernel's.
         reason: Reason,
     },
+    /// What was opened is no namespace, or gone.
+    #[error("Couldn't switch to pasta namespaces: {0}")]
+    Join(Reason),
     /// New namespaces for a command.
     #[error(
         "Couldn't create namespaces for the command: {0} (are user namespaces allowed? see sysctl user.max_user_namespaces, and kernel.apparmor_restrict_unprivileged_userns where AppArmor is used)"

@@ -81,7 +81,6 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
             .and_then(PidFile::take)
             .map(|file| (file, format!("{}\n", std::process::id()))),
         parent: caller,
-        command: None,
     };
     let result = start(options, style, waiting);
     if let Some(file) = &pid_file {
@@ -97,7 +96,7 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
 fn start(
     options: Options,
     style: Style,
-    mut waiting: Waiting,
+    waiting: Waiting,
 ) -> Result<std::convert::Infallible, LaunchError> {
     let identity = identity::choose(options.runas.as_ref())?;
     let pcap = open_files(&options, style)?;
@@ -115,12 +114,11 @@ fn start(
         identity,
         needs,
     })?;
-    let command = match target.command {
-        None => None,
+    let (command, leash) = match target.command {
+        None => (None, None),
         Some(command) => {
-            let (child, go) = command.name_host(resolved.uts_hostname.as_deref())?;
-            waiting.command = Some(go);
-            Some(child)
+            let (child, leash) = command.name_host(resolved.uts_hostname.as_deref())?;
+            (Some(child), Some(leash))
         }
     };
     target::check_alive(&target.watch)?;
@@ -128,6 +126,15 @@ fn start(
         identity::become_ids(ids)?;
     }
     let (report, tap) = receive_tap(&mut agent)?;
+    // Only now: if the tap cannot be had, the reason is the only line.
+    // And the terminal of a command of ours is the command's.
+    let level = match style {
+        Style::Command => log::Level::Debug,
+        Style::Foreground | Style::Background => log::Level::Info,
+    };
+    for line in summary(&resolved).lines() {
+        log::log!(level, "{line}");
+    }
     let forwarder = translator::start(translator_plan(resolved, report, tap, pcap, needs)?)?;
     // The monitor is long-lived and holds nothing it does not need.
     drop(target.namespaces);
@@ -137,6 +144,7 @@ fn start(
             forwarder,
             agent,
             command,
+            leash,
             watch: target.watch,
             waiting,
         },
@@ -214,14 +222,6 @@ fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
     for notice in &resolved.notices {
         log::log!(notice.level, "{}", notice.text);
     }
-    // The terminal of a command of ours is the command's.
-    let level = match &options.target {
-        Target::Spawn(_) => log::Level::Debug,
-        _ => log::Level::Info,
-    };
-    for line in summary(&resolved).lines() {
-        log::log!(level, "{line}");
-    }
     Ok(resolved)
 }
 
@@ -276,6 +276,7 @@ struct Parts {
     forwarder: monitor::Forwarder,
     agent: monitor::Agent,
     command: Option<Child>,
+    leash: Option<File>,
     watch: Watch,
     waiting: Waiting,
 }
@@ -300,7 +301,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         forwarder: parts.forwarder,
         agent: parts.agent,
         command: parts.command,
-        leash: None,
+        leash: parts.leash,
         watch: parts.watch,
         waiting: Some(parts.waiting),
         style,

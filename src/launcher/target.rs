@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::inotify::{InitFlags, Inotify};
 use nix::sys::stat::Mode;
-use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{NSFS_MAGIC, PROC_SUPER_MAGIC, fstatfs, statfs};
 use nix::unistd::Pid;
 
 use super::error::{LaunchError, cannot};
@@ -76,7 +76,7 @@ pub(super) fn of_child(pid: Pid, netns_only: bool) -> Result<Namespaces, LaunchE
 
 fn open_both(net: &Path, user: Option<&Path>) -> Result<Namespaces, LaunchError> {
     let open = |path: &Path| File::open(path).map(OwnedFd::from);
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         net: open(net).map_err(|e| LaunchError::OpenNetns {
             path: net.to_owned(),
             reason: e.into(),
@@ -89,7 +89,14 @@ fn open_both(net: &Path, user: Option<&Path>) -> Result<Namespaces, LaunchError>
                 })
             })
             .transpose()?,
-    })
+    };
+    for file in std::iter::once(&namespaces.net).chain(&namespaces.user) {
+        // setns(2) would say the same, but later.
+        if !fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC) {
+            return Err(LaunchError::Join(Errno::EINVAL.into()));
+        }
+    }
+    Ok(namespaces)
 }
 
 /// The best watch there is for `path`. A path that cannot be watched is not an error here: opening it
@@ -140,7 +147,7 @@ pub(super) fn check_alive(watch: &Watch) -> Result<(), LaunchError> {
         let mut table = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         let n = poll(&mut table, PollTimeout::ZERO).map_err(cannot("poll"))?;
         if n > 0 {
-            return Err(cannot("join the namespace")(Errno::ESRCH));
+            return Err(LaunchError::Join(Errno::ESRCH.into()));
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The forwarder: cloned into namespaces of its own, prepared while it may still allocate, confined, run.
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::CloneFlags;
@@ -79,6 +80,7 @@ fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: Owne
 }
 
 fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Result<(), String> {
+    process::set_name(c"pasta:forwarder");
     process::die_with_parent(Signal::SIGKILL).map_err(|e| e.to_string())?;
     // Out of the terminal's reach.
     let _ = setsid();
@@ -99,7 +101,9 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
         descriptors: Some(plan.nofile),
         ..plan.needs
     };
-    let forwarder = Forwarder::prepare(plan.config, inherited).map_err(|e| chain(&e))?;
+    // Never dropped: giving memory back is a system call the filter forbids.
+    let mut forwarder =
+        ManuallyDrop::new(Forwarder::prepare(plan.config, inherited).map_err(|e| chain(&e))?);
     let own_mounts = namespaces.contains(CloneFlags::CLONE_NEWNS);
     let confined = sandbox::confine(Role::Forwarder, own_mounts, needs).map_err(|e| chain(&e))?;
     forwarder.run(&confined).map_err(|e| chain(&e))

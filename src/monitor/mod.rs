@@ -4,7 +4,7 @@
 //! and the watch on the target namespace. It releases what waits for readiness (the forwarder, the command,
 //! the caller's process) once both other processes have said that they are confined, and it alone decides
 //! when and with which status everything ends: every other process dies with it, by end of file on its
-//! channel and by the kernel's parent-death signal.
+//! channel, and the two that run as the same user also by the kernel's parent-death signal.
 //!
 //! It is confined before the others are released ([`Monitor::run`] takes the proof). What must never
 //! happen: a message from another process that is obeyed without being checked, anything read from
@@ -50,8 +50,6 @@ pub struct Waiting {
     pub pid_file: Option<(File, String)>,
     /// The caller's process, in background mode: one byte is success, end of file failure.
     pub parent: Option<File>,
-    /// The command, not yet executed: one byte is go.
-    pub command: Option<File>,
 }
 
 /// The forwarder as the monitor sees it.
@@ -70,7 +68,7 @@ pub struct Monitor {
     pub agent: Agent,
     /// pasta's command, or the first process of its pid namespace.
     pub command: Option<Child>,
-    /// The command's leash: the first process of its pid namespace ends when this is closed.
+    /// To whoever starts and ends the command: one byte is go, end of file is the end.
     pub leash: Option<File>,
     /// On the target namespace.
     pub watch: Watch,
@@ -223,10 +221,9 @@ impl Monitor {
         if !self.forwarder.send(&ToForwarder::Go) {
             return Err(self.forwarder.ended());
         }
-        if let Some(mut command) = waiting.command {
+        if let Some(leash) = &mut self.leash {
             // If it is gone already, its pidfd says so.
-            let _ = command.write_all(&[1]);
-            self.leash = Some(command);
+            let _ = leash.write_all(&[1]);
         }
         if let Some(mut parent) = waiting.parent {
             // The caller's terminal or pipe is given up before the caller is told.
@@ -242,6 +239,7 @@ impl Monitor {
     /// Tell the others by closing their channels, and see them off.
     fn end(&mut self) {
         self.waiting = None;
+        self.leash = None;
         self.forwarder.link = None;
         self.agent.link = None;
         let deadline = Instant::now().checked_add(GRACE);

@@ -32,7 +32,10 @@ fn apply(policy: &Policy, needs: Needs) -> Result<LandlockStatus, RulesetError> 
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::BindTcp)?
-        .scope(Scope::from_all(KNOWN))?;
+        .scope(Scope::AbstractUnixSocket)?;
+    if policy.signal_scope {
+        ruleset = ruleset.scope(Scope::Signal)?;
+    }
     if !policy.tcp_connect {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }

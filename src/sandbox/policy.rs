@@ -41,6 +41,8 @@ pub(super) struct Policy {
     pub(super) own: &'static [CloneFlags],
     /// Landlock leaves TCP connect alone.
     pub(super) tcp_connect: bool,
+    /// Landlock keeps signals from everybody outside.
+    pub(super) signal_scope: bool,
     /// Hard and soft limit.
     pub(super) rlimits: &'static [(Resource, u64)],
     /// Filter whose default action is to kill the process.

@@ -4,18 +4,15 @@
     reason = "clone, pidfd_open and prctl have no safe wrapper"
 )]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::signal::{SigHandler, SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-
-const SIGTERM: u8 = 15;
 
 /// A child of ours.
 #[derive(Debug)]
@@ -66,41 +63,23 @@ fn wait(pidfd: BorrowedFd<'_>, flags: WaitPidFlag) -> Option<Ended> {
     }
 }
 
-/// Reap children, ours and adopted ones, until `main` has ended, or the other end of `leash` is closed; how it
-/// ended (in the second case, as if killed by SIGTERM). For the first process of a pid namespace.
+/// Reap what has ended, children and adopted ones; how `main` ended, if it was among them.
 #[must_use]
-pub fn reap_until(main: Pid, leash: BorrowedFd<'_>) -> Ended {
-    let mut children = SigSet::empty();
-    children.add(Signal::SIGCHLD);
-    let signals = children.thread_block().and_then(|()| {
-        SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-    });
-    let Ok(signals) = signals else {
-        return Ended::Killed(SIGTERM);
-    };
+pub fn reap(main: Pid) -> Option<Ended> {
     loop {
-        // First without having heard of one: a child may have ended before the signal was blocked.
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            match status {
-                WaitStatus::Exited(pid, status) if pid == main => {
-                    return Ended::Exited(u8::try_from(status & 0xff).unwrap_or(u8::MAX));
-                }
-                WaitStatus::Signaled(pid, signal, _) if pid == main => {
-                    return Ended::Killed(u8::try_from(signal as i32).unwrap_or(0));
-                }
-                WaitStatus::StillAlive => break,
-                _ => {}
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == main => {
+                let status = u8::try_from(status & 0xff).unwrap_or(u8::MAX);
+                return Some(Ended::Exited(status));
             }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
+                return Some(Ended::Killed(u8::try_from(signal as i32).unwrap_or(0)));
+            }
+            Ok(WaitStatus::StillAlive) => return None,
+            Err(Errno::ECHILD) => return Some(Ended::Killed(0)),
+            // Somebody else's end, or a real-time signal's.
+            _ => {}
         }
-        let mut events = [
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(leash, PollFlags::POLLIN),
-        ];
-        let polled = poll(&mut events, PollTimeout::NONE);
-        if polled.is_ok() && events[1].any() == Some(true) {
-            return Ended::Killed(SIGTERM);
-        }
-        while let Ok(Some(_)) = signals.read_signal() {}
     }
 }
 
@@ -161,6 +140,12 @@ pub fn exit_now(status: i32) -> ! {
 /// Die with `signal` when the parent dies. Cleared by a change of ids, so call it after.
 pub fn die_with_parent(signal: Signal) -> io::Result<()> {
     Ok(nix::sys::prctl::set_pdeathsig(signal)?)
+}
+
+/// Name of this process in ps(1), at most 15 bytes; whoever looks at a system sees who does what.
+pub fn set_name(name: &CStr) {
+    // Only fails for a bad pointer.
+    let _ = nix::sys::prctl::set_name(name);
 }
 
 /// Drop every capability the kernel knows from the bounding set. Needs CAP_SETPCAP.

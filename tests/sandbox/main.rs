@@ -1,0 +1,17 @@
+//! Confinement, tested from the inside and from the outside.
+//!
+//! [`filters`] forks children that go through the real last stage, `sandbox::confine`, and then try things:
+//! every call a filter names must pass, everything else must kill. [`tables`] reads the tables themselves.
+//! [`live`] starts the real program and compares its processes, as /proc shows them, with
+//! `policy/processes.json`, and kills them one by one.
+#![allow(
+    unsafe_code,
+    reason = "raw system calls with forbidden numbers and fork have no safe wrapper"
+)]
+#![allow(clippy::print_stdout, reason = "a skipped test says so")]
+
+mod filters;
+mod live;
+mod policy;
+mod syscalls;
+mod tables;
