@@ -164,3 +164,28 @@ fn no_process_keeps_a_capability() {
         }
     }
 }
+
+/// An option that nothing sets any more must not stay settable.
+#[test]
+fn every_socket_option_allowed_is_set_somewhere() {
+    let mut code = String::new();
+    for file in [
+        "sys/stream.rs",
+        "sys/datagram.rs",
+        "forwarder/tcp_io.rs",
+        "forwarder/host.rs",
+    ] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src")
+            .join(file);
+        code.push_str(&std::fs::read_to_string(path).unwrap_or_default());
+    }
+    for arch in ARCHITECTURES {
+        for rule in &filters(arch)["forwarder"].filter {
+            if rule.syscall == "setsockopt" {
+                let option = rule.comment.split([':', ' ']).next().unwrap_or_default();
+                assert!(code.contains(option), "{arch}: nothing sets {option}");
+            }
+        }
+    }
+}
