@@ -201,6 +201,9 @@ impl<S> Conn<S> {
             if reopened && ack == self.snd_una && self.in_flight() > 0 {
                 // What was in flight met a closed window: nothing but sending it again will tell.
                 self.lose_all();
+                self.cwnd = self
+                    .cwnd
+                    .max(self.ssthresh.min(super::to_guest::FIRST_CWND));
             }
         }
         let mut news = false;
@@ -268,6 +271,10 @@ impl<S> Conn<S> {
             self.fin_at = end;
         }
         self.frames = self.frames.saturating_add(1);
+        if !self.kept.is_none() {
+            // It may fill a gap (RFC 5681 section 4.2).
+            self.set(Facts::ACK_NOW);
+        }
         if seq != self.rcv_nxt {
             self.set(Facts::ACK_NOW);
             run.gaps = run.gaps.saturating_add(1);

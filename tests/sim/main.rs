@@ -15,6 +15,7 @@
 mod chaos;
 mod guest;
 mod rng;
+mod scripted;
 mod socket;
 mod world;
 
