@@ -11,6 +11,7 @@
 //! | `worker` | where does a frame from the guest go? |
 //! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
 //! | `token` | what does an epoll event refer to? |
+//! | `patience` | when does the worker stay awake for a moment? |
 //!
 //! A [`worker::Worker`] owns all it touches: tap queue, event set, flow tables, buffers. Several of them would
 //! need no lock between them.
@@ -34,6 +35,7 @@ mod conntrack;
 mod host;
 mod icmp_io;
 mod link;
+mod patience;
 mod run;
 mod tcp_io;
 mod token;
@@ -45,6 +47,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use self::patience::Patience;
 use self::run::Clock;
 use self::token::Token;
 use self::worker::Worker;
@@ -98,6 +101,7 @@ pub struct Inherited {
 pub struct Forwarder {
     link: ForwarderLink,
     clock: Clock,
+    patience: Patience,
     worker: Worker,
 }
 
@@ -128,6 +132,7 @@ impl Forwarder {
         Ok(Self {
             link,
             clock: Clock::start(),
+            patience: Patience::default(),
             worker,
         })
     }

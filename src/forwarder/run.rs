@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
+use super::patience;
 use super::token::Token;
 use super::worker::Worker;
 use super::{Forwarder, ForwarderError};
@@ -52,13 +53,14 @@ impl Forwarder {
     /// Handle events until the monitor is gone.
     pub(super) fn event_loop(&mut self) -> Result<(), ForwarderError> {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let mut handled = 0;
         loop {
-            let timeout = sleep_until(self.worker.next_deadline(), self.clock.now());
-            let n = match self.worker.host.epoll.wait(&mut events, timeout) {
+            let n = match self.wait(&mut events, handled) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(ForwarderError::Wait(e.into())),
             };
+            handled = n;
             let now = self.clock.now();
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
@@ -70,6 +72,25 @@ impl Forwarder {
             }
             self.worker.end_round(now);
         }
+    }
+
+    /// Wait for events: a moment awake where that has paid off, then asleep until the next deadline.
+    fn wait(&mut self, events: &mut [EpollEvent], handled: usize) -> nix::Result<usize> {
+        let start = self.clock.now();
+        let epoll = &self.worker.host.epoll;
+        let deadline = self.worker.next_deadline();
+        let time = deadline.is_none_or(|at| at > start + patience::LIMIT);
+        if handled > 0 && time && self.patience.worth_it(handled) {
+            while self.clock.now().since(start) < patience::LIMIT {
+                let n = epoll.wait(events, EpollTimeout::ZERO)?;
+                if n > 0 {
+                    self.patience.learn(true);
+                    return Ok(n);
+                }
+            }
+            self.patience.learn(false);
+        }
+        epoll.wait(events, sleep_until(deadline, start))
     }
 
     /// The monitor says nothing after "go": it is closing down, or gone.
