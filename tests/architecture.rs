@@ -81,7 +81,7 @@ const UNSAFE_BUDGET: &[(&str, usize)] = &[
     ("sys/scm.rs", 1),
     ("sys/sigsys.rs", 4),
     ("sys/stream.rs", 16),
-    ("sys/tun.rs", 4),
+    ("sys/tun.rs", 5),
 ];
 
 /// Lines of a file, its tests not counted.

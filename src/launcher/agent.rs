@@ -26,13 +26,15 @@ use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
 use crate::sys::process::{self, Side, clone, exit_now};
 use crate::sys::scm;
-use crate::sys::tun::Offloads;
+use crate::sys::tun::{self, Offloads};
 
 /// What it needs to know, decided before the fork.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     /// Where to go.
     pub(super) namespaces: &'a Namespaces,
+    /// They are a command's of ours and go with it.
+    pub(super) private: bool,
     /// What to make there.
     pub(super) setup: &'a NamespaceSetup,
     /// Whom to become once that is done.
@@ -97,7 +99,7 @@ fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
     // Out of the terminal's reach; only fails for a group leader, which a fresh fork is not.
     let _ = setsid();
     let pending = join(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
-    make_tap(plan.setup, link)?;
+    make_tap(plan, link)?;
     if let Some(ids) = plan.identity {
         change_ids(ids)?;
     }
@@ -146,9 +148,14 @@ fn join_user(namespaces: &Namespaces) -> Result<(), Errno> {
     }
 }
 
-fn make_tap(setup: &NamespaceSetup, link: &AgentLink) -> Result<(), AgentError> {
-    let mut tap = tap::open(&setup.ifname)?;
-    confignet::apply(setup, &mut tap)?;
+fn make_tap(plan: &Plan<'_>, link: &AgentLink) -> Result<(), AgentError> {
+    let mut tap = tap::open(&plan.setup.ifname)?;
+    confignet::apply(plan.setup, &mut tap)?;
+    if plan.private {
+        // Taking the interface down when its last descriptor is closed costs the process that closes it
+        // some 20 ms. The end of the namespace does it too, and nobody waits for that.
+        let _ = tun::set_persistent(&tap.fd);
+    }
     let report = TapReport {
         mac: tap.mac.0,
         index: tap.index,

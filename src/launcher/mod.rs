@@ -110,6 +110,7 @@ fn start(
     };
     let mut agent = agent::start(&agent::Plan {
         namespaces: &target.namespaces,
+        private: target.command.is_some(),
         setup: &resolved.netns,
         identity,
         needs,

@@ -35,6 +35,10 @@ mod ioctl {
         nix::request_code_write!(b'T', 208, size_of::<c_uint>())
     );
     nix::ioctl_write_ptr!(set_header_len, b'T', 216, c_int);
+    nix::ioctl_write_int_bad!(
+        set_persist,
+        nix::request_code_write!(b'T', 203, size_of::<c_int>())
+    );
 }
 
 /// What the reader of the tap accepts, and so what the namespace's kernel leaves undone.
@@ -139,6 +143,16 @@ fn set_iff(tun: &impl AsFd, name: &str, flags: libc::c_int) -> Result<(), Errno>
     // SAFETY: `request` is a whole struct ifreq with a terminated name, exclusively ours during the call; the
     // kernel reads it and writes the final name back.
     unsafe { ioctl::set_iff(tun.as_fd().as_raw_fd(), &raw mut request) }?;
+    Ok(())
+}
+
+/// Let the interface outlive its last descriptor, until its network namespace goes.
+///
+/// # Errors
+/// TUNSETPERSIST's: EBADFD if this is no attached tap.
+pub fn set_persistent(tun: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open for the call, and the argument is an integer.
+    unsafe { ioctl::set_persist(tun.as_fd().as_raw_fd(), 1) }?;
     Ok(())
 }
 
