@@ -123,10 +123,11 @@ fn start(
         }
     };
     target::check_alive(&target.watch)?;
+    let (report, tap) = receive_tap(&mut agent)?;
+    // What usually goes wrong has, and could be tidied up as whoever we were.
     if let Some(ids) = identity {
         identity::become_ids(ids)?;
     }
-    let (report, tap) = receive_tap(&mut agent)?;
     // Only now: if the tap cannot be had, the reason is the only line.
     // And the terminal of a command of ours is the command's.
     let level = match style {
