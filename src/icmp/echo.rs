@@ -25,14 +25,12 @@ use crate::flow::translate::{self, Outbound, Protocol};
 use crate::stats::Drop;
 use crate::sys::errqueue::Origin;
 use crate::udp::io::{Fault, Open, Peer, Readiness, Send};
-use crate::wire::{ipv4, ipv6};
+use crate::wire::{DEFAULT_HOP_LIMIT, ipv4, ipv6};
 
 /// How long an identifier is kept without a request or a reply.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Replies, and entries of the error queue, read per event. Left-over ones raise the event again.
 const BUDGET: usize = 64;
-/// What needs no control message.
-const DEFAULT_HOP_LIMIT: u8 = 64;
 /// ICMP header of an echo message.
 const HEADER_LEN: usize = 8;
 
@@ -222,6 +220,7 @@ impl<S> Engine<S> {
                 io.set_dont_fragment(socket, how.ipv6, request.dont_fragment);
                 flow.dont_fragment = Some(request.dont_fragment);
             }
+            // What sockets send with anyway needs no control message.
             let plain = request.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;
             let how = Send {
                 hop_limit: if plain { None } else { Some(request.hop_limit) },

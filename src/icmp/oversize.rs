@@ -15,11 +15,10 @@
 //! and for as long as the guest's kernel needs to learn also delivered.
 
 use crate::clock::Instant;
+use crate::wire::DEFAULT_HOP_LIMIT;
 
 /// No packet of ordinary networks is larger.
 const ORDINARY_MTU: usize = 1500;
-/// What guests send with unless told otherwise.
-const DEFAULT_HOP_LIMIT: u8 = 64;
 /// What the guest sent before it can have heard of the error is delivered, too.
 const GRACE_US: u64 = 100_000;
 /// After so long the guest's kernel may have forgotten (Linux keeps a path MTU for ten minutes).

@@ -4,10 +4,11 @@
 //! [`ICMPV6_MESSAGE`] from the start) and then asks for everything before it: nothing is copied, and
 //! checksums are always complete, because these frames are few and readable in a capture.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use crate::addr::{Endpoint, Mac};
-use crate::wire::{PROTOCOL_ICMPV6, PROTOCOL_UDP, checksum, ethernet, ipv4, ipv6, put_u16, udp};
+use crate::wire::frame::{Checksum, Template};
+use crate::wire::{PROTOCOL_ICMPV6, checksum, ethernet, ipv4, ipv6, put_u16, udp};
 
 /// Where the payload of a UDP datagram over IPv4 starts in a frame.
 pub const UDP4_PAYLOAD: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN + udp::HEADER_LEN;
@@ -37,40 +38,14 @@ pub fn udp(
     to: Endpoint,
     payload_len: usize,
 ) -> Option<usize> {
-    let len = u16::try_from(payload_len.checked_add(udp::HEADER_LEN)?).ok()?;
-    let header = udp::Repr {
-        src_port: from.port,
-        dst_port: to.port,
-        len,
-    };
-    let (start, ethertype, pseudo) = match (from.ip, to.ip) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let ip = ipv4::Repr::new(src, dst, PROTOCOL_UDP, usize::from(len));
-            let pseudo = checksum::pseudo_v4(src, dst, PROTOCOL_UDP, len);
-            (
-                ip.emit(out.get_mut(ethernet::HEADER_LEN..)?)?,
-                ethernet::ETHERTYPE_IPV4,
-                pseudo,
-            )
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let ip = ipv6::Repr::new(src, dst, PROTOCOL_UDP, usize::from(len));
-            let pseudo = checksum::pseudo_v6(src, dst, PROTOCOL_UDP, u32::from(len));
-            (
-                ip.emit(out.get_mut(ethernet::HEADER_LEN..)?)?,
-                ethernet::ETHERTYPE_IPV6,
-                pseudo,
-            )
-        }
-        _ => return None,
-    };
-    let start = start.checked_add(ethernet::HEADER_LEN)?;
-    let end = start.checked_add(usize::from(len))?;
-    let datagram = out.get_mut(start..end)?;
-    header.emit(datagram)?;
-    let sum = pseudo.plus(checksum::sum(datagram)).finish_udp();
-    put_u16(datagram, udp::CHECKSUM_OFFSET, sum)?;
-    finish(out, link, ethertype, end)
+    if from.is_ipv6() != to.is_ipv6() {
+        return None;
+    }
+    let template = Template::new(link.dst, link.src, from, to);
+    let (headers, rest) = out.split_at_mut_checked(template.udp_header_len())?;
+    let payload = rest.get(..payload_len)?;
+    let len = template.emit_udp(headers, payload_len, Checksum::Full(payload))?;
+    ethernet::pad(out, len.checked_add(payload_len)?)
 }
 
 /// Wrap an ICMPv6 message of `len` bytes as neighbour discovery wants it: hop limit 255. The frame's length, or

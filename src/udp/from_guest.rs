@@ -17,12 +17,11 @@ use crate::flow::id::{FlowId, Key};
 use crate::icmp::oversize::Packet;
 use crate::icmp::report::Kind;
 use crate::stats::Drop;
-use crate::wire::{ipv4, ipv6, udp};
+use crate::wire::{DEFAULT_HOP_LIMIT, ipv4, ipv6, udp};
 
 /// Datagrams handled at once.
 const CHUNK: usize = 64;
-/// What guests send with unless told otherwise, and what sockets do: not worth a control message.
-const DEFAULT_HOP_LIMIT: u8 = 64;
+
 /// The datagrams of one flow in a chunk: a list by position.
 #[derive(Clone, Copy)]
 struct Run {
@@ -225,6 +224,7 @@ impl<S> Engine<S> {
             socket.dont_fragment = Some(piece.dont_fragment);
         }
         // The default for multicast is 1 hop, whatever the guest wanted.
+        // What sockets send with anyway needs no control message.
         let plain = datagram.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;
         Some(Send {
             to: if socket.connected.is_some() {

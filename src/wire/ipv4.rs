@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::checksum;
+use super::{DEFAULT_HOP_LIMIT, checksum};
 use crate::stats::Drop;
 
 /// Length of the header without options, in bytes.
@@ -71,7 +71,7 @@ impl Repr {
             src,
             dst,
             protocol,
-            ttl: 64,
+            ttl: DEFAULT_HOP_LIMIT,
             tos: 0,
             ident: 0,
             dont_fragment: true,

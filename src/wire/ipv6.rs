@@ -14,7 +14,7 @@ use std::net::Ipv6Addr;
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::take;
+use super::{DEFAULT_HOP_LIMIT, take};
 use crate::stats::Drop;
 
 /// Length of the fixed header, in bytes.
@@ -151,7 +151,7 @@ impl Repr {
             src,
             dst,
             next_header,
-            hop_limit: 64,
+            hop_limit: DEFAULT_HOP_LIMIT,
             traffic_class: 0,
             flow_label: 0,
             fragment: None,

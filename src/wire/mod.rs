@@ -56,6 +56,9 @@ pub const PROTOCOL_UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const PROTOCOL_ICMPV6: u8 = 58;
 
+/// The hop limit, or time to live, of packets unless somebody asks for another (RFC 1700; what Linux uses).
+pub const DEFAULT_HOP_LIMIT: u8 = 64;
+
 /// Overwrite the 16-bit field at `offset`, in network byte order; `None` if it is outside.
 pub fn put_u16(out: &mut [u8], offset: usize, value: u16) -> Option<()> {
     *out.get_mut(offset..)?.first_chunk_mut()? = value.to_be_bytes();
