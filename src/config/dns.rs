@@ -9,9 +9,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::host::HostNetwork;
+use super::notice::Notice;
 use super::options::{List, Options};
 use super::resolv::{Nameserver, ResolvConf};
-use super::resolve::{Notice, info, warning};
 use super::{V4, V6};
 
 /// Where resolvers come from.
@@ -68,13 +68,13 @@ pub(super) fn apply(
             .map_or(0, |addr| scope(from, addr, v6.outbound_scope));
     }
     if wanted && !found {
-        notices.push(warning("Couldn't get any nameserver address"));
+        notices.push(Notice::warning("Couldn't get any nameserver address"));
     } else if options.dhcp_dns && options.dns != List::None {
         if on4 && !told.0 && !options.disabled.dhcp {
-            notices.push(info("No IPv4 nameserver available for DHCP"));
+            notices.push(Notice::info("No IPv4 nameserver available for DHCP"));
         }
         if on6 && !told.1 && !(options.disabled.ndp && options.disabled.dhcpv6) {
-            notices.push(info("No IPv6 nameserver available for NDP/DHCPv6"));
+            notices.push(Notice::info("No IPv6 nameserver available for NDP/DHCPv6"));
         }
     }
 }

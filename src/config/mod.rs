@@ -6,6 +6,7 @@
 mod dns;
 pub mod host;
 pub mod namespace;
+mod notice;
 pub mod options;
 pub mod resolv;
 mod resolve;
@@ -22,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::Mac;
 
-pub use resolve::{ConfigError, Environment, Notice, Resolved, resolve};
+pub use notice::Notice;
+pub use resolve::{ConfigError, Environment, Resolved, resolve};
 pub use summary::summary;
 
 /// The default MTU of the tap, the largest an IPv4 tap interface takes in multiples the peers use.

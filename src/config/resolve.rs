@@ -13,6 +13,7 @@ use super::host::HostNetwork;
 use super::namespace::{
     NamespaceSetup, SetupAddress, SetupRoute, copied_addresses, copied_routes, default_route,
 };
+use super::notice::Notice;
 use super::options::{Mapping, Options, PerFamily, Target};
 use super::resolv::ResolvConf;
 use super::rules::{Context, DEFAULT_EPHEMERAL, RuleError, Rules, Table};
@@ -76,21 +77,12 @@ impl Environment {
     }
 }
 
-/// A line for the log, once there is one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Notice {
-    /// How important.
-    pub level: log::Level,
-    /// What.
-    pub text: String,
-}
-
 /// Everything decided at start-up.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// For the forwarder. With `--ns-mac-addr` it knows the guest's MAC address; otherwise the tap does.
     pub config: Config,
-    /// For the namespace agent (pasta).
+    /// For the ns-agent (pasta).
     pub netns: NamespaceSetup,
     /// Host interface the IPv4 side is modelled on; `None`: local mode, or IPv4 is off.
     pub template4: Option<String>,
@@ -133,7 +125,12 @@ pub fn resolve(
     host: &HostNetwork,
     environment: &Environment,
 ) -> Result<Resolved, ConfigError> {
-    let mut notices: Vec<Notice> = options.notices.iter().cloned().map(warning).collect();
+    let mut notices: Vec<Notice> = options
+        .notices
+        .iter()
+        .cloned()
+        .map(Notice::warning)
+        .collect();
     let mtu = options.mtu.unwrap_or(DEFAULT_MTU);
     let ipv6 = options.ipv6 && !small_for_ipv6(options, mtu, &mut notices)?;
     let wanted = wanted_links(options, host, &mut notices)?;
@@ -221,20 +218,6 @@ fn rules(options: &Options, context: &Context) -> Result<(Rules, Rules), ConfigE
     Ok((table(Table::Host)?, table(Table::Splice)?))
 }
 
-pub(super) fn warning(text: impl Into<String>) -> Notice {
-    Notice {
-        level: log::Level::Warn,
-        text: text.into(),
-    }
-}
-
-pub(super) fn info(text: impl Into<String>) -> Notice {
-    Notice {
-        level: log::Level::Info,
-        text: text.into(),
-    }
-}
-
 /// The kernel has no IPv6 on links with an MTU below 1280; neither do we.
 fn small_for_ipv6(
     options: &Options,
@@ -246,7 +229,7 @@ fn small_for_ipv6(
         return Err(ConfigError::SmallMtu(mtu));
     }
     if small && options.ipv6 {
-        notices.push(warning(format!(
+        notices.push(Notice::warning(format!(
             "MTU {mtu} is too small for IPv6 (minimum {MIN_MTU_IPV6}): IPv6 is off"
         )));
     }
@@ -272,7 +255,9 @@ fn wanted_links(
         let name = name?;
         let link = host.link_named(name);
         if link.is_none() {
-            notices.push(warning(format!("No outbound interface {name} (yet)")));
+            notices.push(Notice::warning(format!(
+                "No outbound interface {name} (yet)"
+            )));
         }
         link.filter(|l| !l.is_loopback()).map(|l| l.index)
     };
@@ -298,16 +283,16 @@ fn choose(
     let family = if ipv6 { "IPv6" } else { "IPv4" };
     let template = template::choose(host, ipv6, wanted);
     match &template {
-        None => notices.push(info(format!(
+        None => notices.push(Notice::info(format!(
             "{family}: no external interface as template, use local mode"
         ))),
         Some(t) if t.candidates > 1 && t.gateway.is_some() => {
-            notices.push(info(format!(
+            notices.push(Notice::info(format!(
                 "Multiple default {family} routes, picked first"
             )));
         }
         Some(t) if t.candidates > 1 => {
-            notices.push(info(format!(
+            notices.push(Notice::info(format!(
                 "Multiple interfaces with {family} routes, picked first"
             )));
         }
