@@ -3,26 +3,12 @@
 //! Which program it is, passt or pasta, is decided by the name it was started under and by nothing else. Errors
 //! end here: one line on standard error with everything that led to them, exit status 1.
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::{self, Invocation};
 use crate::launcher;
-
-/// One line for an error and everything that led to it: "what failed: why: why".
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    // One error, one line: callers show the last one, or match on the first.
-    text.replace('\n', "; ")
-}
 
 /// Print to standard output; a reader that has gone away is not worth an error message.
 fn print(text: &str) -> ExitCode {
@@ -47,7 +33,7 @@ pub fn main() -> ExitCode {
         Ok(Invocation::Help(text) | Invocation::Version(text)) => print(&text),
         Ok(Invocation::PrintCapabilities) => print(r#"{"type": "net"}"#),
         Ok(Invocation::Run(options)) => {
-            launcher::run(*options).unwrap_or_else(|e| fail(&chain(&e)))
+            launcher::run(*options).unwrap_or_else(|e| fail(&launcher::chain(&e)))
         }
         Err(e) => fail(&e.message),
     }

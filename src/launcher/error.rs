@@ -133,3 +133,17 @@ impl From<io::Error> for Reason {
 pub(super) fn cannot<E: Into<Reason>>(what: &'static str) -> impl FnOnce(E) -> LaunchError {
     move |e| LaunchError::System(what, e.into())
 }
+
+/// One line for an error and everything that led to it: "what failed: why: why".
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    // One error, one line: callers show the last one, or match on the first.
+    text.replace('\n', "; ")
+}

@@ -38,8 +38,8 @@ use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
 use crate::sys::process::{self, Child};
 
-pub use error::LaunchError;
 use error::cannot;
+pub use error::{LaunchError, chain};
 use files::PidFile;
 use target::Namespaces;
 

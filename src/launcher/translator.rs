@@ -8,7 +8,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 
-use super::error::{LaunchError, cannot};
+use super::error::{LaunchError, cannot, chain};
 use crate::config::Config;
 use crate::forwarder::{Forwarder, Inherited};
 use crate::ipc;
@@ -107,15 +107,4 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     let own_mounts = namespaces.contains(CloneFlags::CLONE_NEWNS);
     let confined = sandbox::confine(Role::Forwarder, own_mounts, needs).map_err(|e| chain(&e))?;
     forwarder.run(&confined).map_err(|e| chain(&e))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
