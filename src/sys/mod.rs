@@ -1,4 +1,4 @@
-//! Safe wrappers over system calls: with the vhost-user memory file, the only room with `unsafe`.
+//! Safe wrappers over system calls: the only room with `unsafe`.
 //!
 //! One kernel interface per file. Raw descriptors never leave: functions take [`std::os::fd::AsFd`] or
 //! `BorrowedFd` and return `OwnedFd`. What nix already wraps well is used from nix directly; a file here
