@@ -60,6 +60,8 @@ enum AgentError {
     Ipc(#[from] IpcError),
     #[error("Couldn't set the parent-death signal: {0}")]
     Process(#[from] std::io::Error),
+    #[error("Couldn't put /dev/null in the place of standard descriptors: {0}")]
+    Descriptors(std::io::Error),
 }
 
 /// Start it.
@@ -79,7 +81,7 @@ fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
     let ended = match tidy {
-        Err(e) => Err(e.into()),
+        Err(e) => Err(AgentError::Descriptors(e)),
         Ok(()) => serve(plan, &AgentLink::new(socket)),
     };
     match ended {

@@ -135,6 +135,7 @@ fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
         setresgid(root.1, root.1, root.1).map_err(|e| failed("become root inside", &e.desc()))?;
         setresuid(root.0, root.0, root.0).map_err(|e| failed("become root inside", &e.desc()))?;
     }
+    part_mounts().map_err(|e| failed("make mounts private", &e.desc()))?;
     if !plan.no_pidns {
         mount_proc().map_err(|e| failed("mount /proc in the new pid namespace", &e.desc()))?;
     }
@@ -154,10 +155,15 @@ fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
     Ok(socket.read_exact(&mut byte).is_ok())
 }
 
+/// Without a user namespace of its own, what is mounted here, by us or by the command, would appear outside.
+fn part_mounts() -> nix::Result<()> {
+    const NONE: Option<&str> = None;
+    let part = |place| mount(NONE, place, NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE);
+    // In a chroot the root need not be a mount. /proc is, and it is the one that matters to us.
+    part("/").or_else(|_| part("/proc"))
+}
+
 fn mount_proc() -> nix::Result<()> {
-    // Without a user namespace of its own, what is mounted here would appear outside.
-    let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
     mount(
         Some("proc"),
         "/proc",

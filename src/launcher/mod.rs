@@ -54,6 +54,7 @@ const MAX_DESCRIPTORS: u64 = 1 << 20;
 pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
     keep_only(&[]).map_err(cannot("close inherited descriptors"))?;
     process::keep_heap();
+    process::restore_sigchld();
     let debug = options.verbosity >= Verbosity::Debug;
     crate::log::init(options.verbosity, Sinks::stderr(debug));
     options.check_available()?;

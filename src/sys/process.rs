@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// A child of ours.
@@ -67,18 +67,22 @@ fn wait(pidfd: BorrowedFd<'_>, flags: WaitPidFlag) -> Option<Ended> {
 #[must_use]
 pub fn reap(main: Pid) -> Option<Ended> {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, status)) if pid == main => {
-                let status = u8::try_from(status & 0xff).unwrap_or(u8::MAX);
-                return Some(Ended::Exited(status));
+        let mut status = 0;
+        // Not nix's: it has no name for a real-time signal, and answers with an error instead of the process.
+        // SAFETY: `status` is valid for the kernel to write to.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        match pid {
+            0 => return None,
+            -1 if Errno::last() == Errno::ECHILD => return Some(Ended::Killed(0)),
+            _ if pid != main.as_raw() => {}
+            _ if libc::WIFEXITED(status) => {
+                let status = libc::WEXITSTATUS(status) & 0xff;
+                return Some(Ended::Exited(u8::try_from(status).unwrap_or(u8::MAX)));
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == main => {
-                return Some(Ended::Killed(u8::try_from(signal as i32).unwrap_or(0)));
+            _ => {
+                let signal = u8::try_from(libc::WTERMSIG(status)).unwrap_or(0);
+                return Some(Ended::Killed(signal));
             }
-            Ok(WaitStatus::StillAlive) => return None,
-            Err(Errno::ECHILD) => return Some(Ended::Killed(0)),
-            // Somebody else's end, or a real-time signal's.
-            _ => {}
         }
     }
 }
@@ -188,6 +192,12 @@ fn prctl(option: libc::c_int, argument: libc::c_long) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whoever ignores SIGCHLD has no children to wait for, and that is inherited: our caller must not decide it.
+pub fn restore_sigchld() {
+    // SAFETY: SIG_DFL installs no handler, so nothing can run in a bad moment.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
 /// The standard library ignores SIGPIPE; programs we execute expect the default.

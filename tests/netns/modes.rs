@@ -19,6 +19,7 @@ tests![
     command_is_connected,
     exit_status,
     death_by_signal,
+    caller_ignores_sigchld,
     shell_from_environment,
     shell_on_a_terminal,
     one_inside_the_other,
@@ -26,6 +27,7 @@ tests![
     namespaces_of_the_command,
     no_pid_namespace,
     netns_only,
+    mounts_stay_inside,
     hostname,
     command_not_found,
     sigterm_ends_the_command,
@@ -151,6 +153,24 @@ fn death_by_signal() {
         w.inside(&[], "sh -c 'kill -SEGV $$'; exit $?").code,
         128 + 11
     );
+    // A real-time signal, with an orphan that lives on.
+    for options in [&[][..], &["--no-pidns"]] {
+        let output = w.inside(options, "(sleep 3 >/dev/null 2>&1 &); kill -34 $$");
+        assert_eq!(output.code, 128 + 34, "{}", output.both());
+    }
+}
+
+/// Ignored signals are inherited, and with SIGCHLD ignored nobody has children to wait for.
+fn caller_ignores_sigchld() {
+    let w = World::direct();
+    for options in ["-q", "-q --no-pidns"] {
+        let script = format!("trap '' CHLD; exec {PASTA} --config-net {options} -- sh -c 'exit 7'");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]);
+        let output = w.host.enter(|| run(command, SOON));
+        assert_eq!(output.code, 7, "{options}: {}", output.both());
+    }
+    nothing_left();
 }
 
 fn shell_from_environment() {
@@ -264,6 +284,20 @@ fn netns_only() {
     let w = World::direct();
     let (new, _) = new_namespaces(&w, &["--netns-only"]);
     assert!(!new.contains(&"user") && new.contains(&"net"), "{new:?}");
+}
+
+/// What is mounted for the command, or by it, stays with it, also where the host shares its mounts.
+fn mounts_stay_inside() {
+    let w = World::direct();
+    for options in ["", "--netns-only", "--netns-only --no-pidns"] {
+        let output = w.host.try_sh(&format!(
+            "unshare -m --propagation shared sh -c '
+               before=$(wc -l </proc/self/mountinfo)
+               {PASTA} -q {options} -- mount -t tmpfs none /mnt || exit 9
+               test $before = $(wc -l </proc/self/mountinfo)'"
+        ));
+        assert_eq!(output.code, 0, "{options}: {}", output.both());
+    }
 }
 
 fn hostname() {
