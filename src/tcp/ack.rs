@@ -50,12 +50,16 @@ const RETRY: Duration = Duration::from_secs(1);
 
 impl<S> Conn<S> {
     /// Decide how soon what has arrived is acknowledged. After the batch's data was offered to the socket.
-    pub fn schedule_ack(&mut self, now: Instant) {
+    pub fn schedule_ack<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
+        let now = ctx.now;
         let due = self.rcv_nxt.distance(self.rcv_acked);
         let near = self.any(Facts::NEAR.union(Facts::GUEST_FIN).union(Facts::HASTE));
         if due > 0 {
             let large = self.frames > 1 || due >= LARGE.min(u32::from(self.mss));
-            if near && (large || !self.is(Facts::TALK)) || self.window_left() < LOW {
+            if near && (large || !self.is(Facts::TALK)) {
+                self.set(Facts::ACK_NOW);
+            } else if self.window_left() < LOW && self.update_window(ctx) {
+                // (Not if it did not move: the guest would take that for a duplicate.)
                 self.set(Facts::ACK_NOW);
             }
             let wait = if near {
@@ -91,7 +95,7 @@ impl<S> Conn<S> {
         self.ack_at = Instant::NEVER;
         if self.is(Facts::BLOCKED) {
             self.on_writable(ctx);
-            self.schedule_ack(ctx.now);
+            self.schedule_ack(ctx);
         }
         if self.rcv_nxt == self.rcv_acked {
             return;

@@ -421,7 +421,7 @@ impl<S> Conn<S> {
         }
         self.flush_run(ctx, run);
         self.shut_when_drained(ctx);
-        self.schedule_ack(ctx.now);
+        self.schedule_ack(ctx);
         // A guest without SACK counts duplicates: one for each segment beyond a gap, as far as it matters.
         if !self.is(Facts::SACK) {
             for _ in 1..run.gaps.min(3) {

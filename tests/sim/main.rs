@@ -51,9 +51,9 @@ impl Cell {
     fn scenario(self, seed: u64) -> Scenario {
         let offload = seed % 3 > 0;
         let amount = if offload || self.mtu > 10_000 {
-            500_000
+            300_000
         } else {
-            200 * u64::from(self.mtu)
+            120 * u64::from(self.mtu)
         } + seed % 1000;
         let up = if self.direction == Direction::Down {
             seed % 500
@@ -120,8 +120,16 @@ impl Cell {
             (0, 0) => calm,
             // Without SACK a guest learns of one loss per round trip, and times whole recoveries.
             _ if !sack => calm + 20_000_000,
-            // Two timeouts in a row, after a probe, at the guest's or our end.
-            _ => calm + 1_000_000 + 4 * self.rtt,
+            // Two timeouts in a row, after a probe, at the guest's or our end; the guest's round trip includes the
+            // time its bytes wait for a small send buffer.
+            _ => {
+                let waiting = if self.large {
+                    0
+                } else {
+                    self.rtt * (u64::from(self.mtu) + 32_768) / 16_384
+                };
+                calm + 1_000_000 + 4 * self.rtt + 2 * waiting
+            }
         }
     }
 }
