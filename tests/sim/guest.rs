@@ -258,6 +258,8 @@ impl Guest {
         check: impl Fn(u64, &[u8]) -> bool,
     ) {
         if repr.flags.contains(Flags::RST) {
+            // In LAST-ACK nobody is left to notice: the acknowledgement of our FIN was lost again and again.
+            self.fin_acked |= self.fin_sent && self.fin_received;
             self.phase = Phase::Reset;
             return;
         }
