@@ -25,7 +25,7 @@ fn fail(text: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Run the program that argv[0] names; the exit status is the one its caller is to see.
+/// Run the program that `argv[0]` names; the exit status is the one its caller is to see.
 #[must_use]
 pub fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();

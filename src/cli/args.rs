@@ -6,6 +6,10 @@
 //!
 //! Every value arrives as text; [`super::build`] gives it its type, because error messages name what callers
 //! of the established tools look for. Additive options are `Vec`s, for the others the last one wins.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are the text of --help, where brackets mean what can be left out"
+)]
 
 use std::ffi::OsString;
 

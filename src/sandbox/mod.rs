@@ -2,7 +2,7 @@
 //! byte from outside.
 //!
 //! The tables in `policy/processes.json` and `seccomp/*.json` say what each process keeps; the build turns
-//! them into [`Policy`] values and this module carries them out, one file for each mechanism. The order
+//! them into `Policy` values and this module carries them out, one file for each mechanism. The order
 //! matters and is fixed: own namespaces first (made by the launcher when it clones, or by
 //! [`unshare`]), then [`confine`]: empty root, resource limits, capabilities *while they still allow dropping
 //! the bounding set*, core dumps and executable memory off, no new privileges, Landlock, seccomp last.
