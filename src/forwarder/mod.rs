@@ -148,7 +148,11 @@ impl Forwarder {
         self.link
             .ready(confined.achieved().bits())
             .map_err(ForwarderError::Monitor)?;
-        self.link.wait_go().map_err(ForwarderError::Monitor)?;
+        match self.link.wait_go() {
+            // It has given up before anything began, and it has said why.
+            Err(IpcError::Closed) => return Ok(()),
+            other => other.map_err(ForwarderError::Monitor)?,
+        }
         self.worker.begin(self.clock.now());
         self.event_loop()
     }

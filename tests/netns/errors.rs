@@ -278,6 +278,18 @@ fn unwritable_pid_file() {
         ]),
         &["PID file", "/nonexistent/pid", "No such file or directory"],
     );
+    // It can be opened, and the failure comes when everything else is ready.
+    one_line(
+        &w.pasta(&[
+            "-q",
+            "--config-net",
+            "-P",
+            "/dev/full",
+            "--netns",
+            &ns.path(),
+        ]),
+        &["PID file", "No space left on device"],
+    );
     assert!(!ns.sh("ip -o link").contains("host0"));
 }
 
