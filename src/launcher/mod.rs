@@ -309,6 +309,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         waiting: Some(parts.waiting),
         style,
     };
+    process::forget_text();
     let confined = sandbox::confine(Role::Monitor, own_mounts, needs)?;
     monitor.run(&confined)
 }

@@ -206,11 +206,59 @@ pub fn restore_sigpipe() {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// Unmap the pages of program text this process has touched. Those still needed come back, one by one and from
+/// memory; what only the start needed no longer counts as resident.
+pub fn forget_text() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for (start, end) in maps.lines().filter_map(text_range) {
+        let at = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is a mapping of file contents that nothing can have written to, being
+        // executable; the kernel reads the same contents again when they are next needed.
+        unsafe { libc::madvise(at, end.saturating_sub(start), libc::MADV_DONTNEED) };
+    }
+}
+
+/// Address range of a line of `/proc/PID/maps`, if it is program text of a file.
+fn text_range(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let text = fields.next()? == "r-xp" && fields.nth(3)?.starts_with('/');
+    let number = |digits| usize::from_str_radix(digits, 16).ok();
+    Some((number(start)?, number(end)?)).filter(|_| text)
+}
+
 /// Tell the allocator never to give memory back: that would be a system call the filters forbid.
 pub fn keep_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers; a refused setting changes nothing.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_program_text_of_files_is_forgotten() {
+        let range = |line| text_range(line);
+        assert_eq!(
+            range("1000-3000 r-xp 00001000 08:01 42      /usr/bin/pasta"),
+            Some((0x1000, 0x3000))
+        );
+        assert_eq!(
+            range("1000-3000 r--p 00001000 08:01 42 /usr/bin/pasta"),
+            None
+        );
+        assert_eq!(
+            range("1000-3000 rwxp 00001000 08:01 42 /usr/bin/pasta"),
+            None
+        );
+        assert_eq!(range("1000-3000 r-xp 00000000 00:00 0 [vdso]"), None);
+        assert_eq!(range("1000-3000 r-xp 00000000 00:00 0"), None);
+        assert_eq!(range("nonsense"), None);
+        forget_text();
+        assert_eq!(range(""), None);
     }
 }
