@@ -26,7 +26,7 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Create or empty `path` (mode 0600) and write `header` (without newline) as its first line.
+    /// Create or empty `path` (mode 0600, not through a symbolic link) and write `header` (without newline) as its first line.
     ///
     /// # Errors
     /// As open(2) and write(2).
@@ -37,6 +37,7 @@ impl LogFile {
             .create(true)
             .truncate(true)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)?;
         let mut log = Self {
             file,
@@ -44,7 +45,8 @@ impl LogFile {
             header: 0,
             end: 0,
         };
-        log.write_at_end(header.as_bytes())?;
+        // It names a path, and paths can contain anything.
+        log.write_at_end(header.replace(char::is_control, "?").as_bytes())?;
         log.write_at_end(b"\n")?;
         log.header = log.end;
         Ok(log)
@@ -110,6 +112,20 @@ impl LogFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn links_are_not_followed() {
+        let name = |what| {
+            let name = format!("passt-log-{what}-test-{}", std::process::id());
+            std::env::temp_dir().join(name)
+        };
+        let (link, target) = (name("link"), name("target"));
+        std::os::unix::fs::symlink(&target, &link).expect("symlink");
+        let e = LogFile::create(&link, 0, "header").expect_err("a link");
+        std::fs::remove_file(&link).expect("remove");
+        assert_eq!(e.raw_os_error(), Some(libc::ELOOP));
+        assert!(!target.exists());
+    }
 
     #[test]
     fn the_file_stays_below_its_limit_and_keeps_header_and_newest_lines() {
