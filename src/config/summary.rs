@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-use super::rules::Rules;
 use super::{Mode, Resolved, V4, V6};
 
 /// Several lines, each ended by a newline.
@@ -55,12 +54,16 @@ fn write_summary(out: &mut String, resolved: &Resolved) -> std::fmt::Result {
     if let Some(v6) = v6 {
         write_v6(out, resolved, v6)?;
     }
-    write_rules(out, "Inbound forwarding rules (HOST)", &resolved.host_rules)?;
+    write_list(
+        out,
+        "Inbound forwarding rules (HOST)",
+        resolved.host_rules.as_slice(),
+    )?;
     if config.mode == Mode::Pasta {
-        write_rules(
+        write_list(
             out,
             "Outbound forwarding rules (SPLICE)",
-            &resolved.splice_rules,
+            resolved.splice_rules.as_slice(),
         )?;
     }
     Ok(())
@@ -123,12 +126,4 @@ fn write_list<T: std::fmt::Display>(
     items
         .iter()
         .try_for_each(|item| writeln!(out, "    {item}"))
-}
-
-fn write_rules(out: &mut String, title: &str, rules: &Rules) -> std::fmt::Result {
-    writeln!(out, "{title}:")?;
-    rules
-        .as_slice()
-        .iter()
-        .try_for_each(|rule| writeln!(out, "    {rule}"))
 }

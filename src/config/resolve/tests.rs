@@ -460,8 +460,6 @@ NDP/DHCPv6:
     our link-local: fe80::99
 DNS search list:
     a.example
-Inbound forwarding rules (HOST):
-Outbound forwarding rules (SPLICE):
 "
     );
     let text = summary(&run("pasta -6 --no-ndp --map-host-loopback none"));
