@@ -19,9 +19,14 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// What is refused is quoted, and no terminal is to obey it. Hints are on lines of their own.
+fn clean(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', "?")
+}
+
 fn fail(text: &str) -> ExitCode {
     // If standard error is closed there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", clean(text));
     ExitCode::FAILURE
 }
 
@@ -36,5 +41,15 @@ pub fn main() -> ExitCode {
             launcher::run(*options).unwrap_or_else(|e| fail(&launcher::chain(&e)))
         }
         Err(e) => fail(&e.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_does_not_reach_the_terminal_as_a_command() {
+        assert_eq!(clean("\x1b[2Jé\u{9b}\r\nhint"), "?[2Jé??\nhint");
     }
 }

@@ -209,7 +209,9 @@ impl<'a> Scanner<'a> {
     }
 
     fn error(&self, what: &str) -> CliError {
-        let program = self.program;
+        // Two lines, whatever the words.
+        let what = what.replace(char::is_control, "?");
+        let program = self.program.replace(char::is_control, "?");
         CliError::new(format!(
             "{program}: {what}\nTry '{program} --help' for more information."
         ))

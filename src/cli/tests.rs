@@ -175,6 +175,28 @@ fn the_last_one_wins_and_lists_grow() {
 }
 
 #[test]
+fn interface_names_can_be_seen_and_quoted() {
+    for option in ["-I", "-i", "--outbound-if4", "--outbound-if6"] {
+        for (name, shown) in [
+            ("a\x1b[31m", "a?[31m"),
+            ("a\nb", "a?b"),
+            ("\u{9b}0", "?0"),
+            ("a\u{202e}b", "a\u{202e}b"),
+            ("a/b", "a/b"),
+            ("sixteen_letters_", "sixteen_letters_"),
+        ] {
+            let argv = ["pasta", option, name].map(OsString::from);
+            let e = parse(&argv).expect_err(name);
+            assert_eq!(e.message, format!("Invalid interface name: {shown}"));
+        }
+        for name in ["br-lan.7@x", "fifteen_letters", "\u{fc}0"] {
+            let argv = ["pasta", option, name].map(OsString::from);
+            parse(&argv).expect(name);
+        }
+    }
+}
+
+#[test]
 fn targets() {
     let target = |line: &str| options(line).target;
     assert_eq!(target("pasta"), Target::Spawn(vec![]));

@@ -110,7 +110,7 @@ pub(super) fn is_broadcast(addr: &IpAddr) -> bool {
     *addr == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
-/// A name the kernel could accept (`dev_valid_name`, net/core/dev.c).
+/// A name the kernel could accept (`dev_valid_name`, net/core/dev.c) and that can be seen on a terminal.
 pub(super) fn interface(name: Option<&str>) -> Result<Option<String>> {
     let Some(name) = name else {
         return Ok(None);
@@ -119,9 +119,10 @@ pub(super) fn interface(name: Option<&str>) -> Result<Option<String>> {
         || name.len() > MAX_INTERFACE_NAME
         || name == "."
         || name == ".."
+        || name.contains(['/', ':'])
         || name
-            .bytes()
-            .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace());
+            .chars()
+            .any(|c| !(c.is_ascii_graphic() || c.is_alphanumeric()));
     if bad {
         return Err(invalid("interface name", name));
     }
@@ -189,5 +190,7 @@ pub(super) fn path(what: &str, value: Option<OsString>) -> Result<Option<PathBuf
 }
 
 pub(super) fn invalid(what: &str, value: &str) -> CliError {
+    // One line, whatever the value.
+    let value = value.replace(char::is_control, "?");
     CliError::new(format!("Invalid {what}: {value}"))
 }

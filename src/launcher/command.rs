@@ -250,6 +250,6 @@ fn login_shell() -> (OsString, Vec<OsString>) {
 }
 
 fn say(text: &str) -> i32 {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", text.replace(char::is_control, "?"));
     1
 }

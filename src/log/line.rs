@@ -43,6 +43,14 @@ impl Line {
         }
     }
 
+    /// Append text of our own, which may name what others have named: `?` for every control character.
+    pub(super) fn push_text(&mut self, text: &str) {
+        for c in text.chars() {
+            let c = if c.is_control() { '?' } else { c };
+            self.push(c.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+
     /// Keep at most `len` bytes.
     pub(super) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -108,6 +116,9 @@ mod tests {
         let mut line = Line::default();
         line.push_clean(b"a\x1b[31m\nb\xff");
         assert_eq!(line.as_str(), "a?[31m?b?");
+        let mut line = Line::default();
+        line.push_text("é\x1b[31m\u{9b}\tb");
+        assert_eq!(line.as_str(), "é?[31m??b");
     }
 
     #[test]

@@ -54,6 +54,9 @@ impl Sinks {
     /// Write one line everywhere. A sink that fails is left as it is: there is nobody to tell.
     pub(super) fn write(&mut self, level: Level, text: &str) {
         let elapsed = self.start.elapsed();
+        let mut clean = Line::default();
+        clean.push_text(text);
+        let text = clean.as_str();
         if let Some(stderr) = &mut self.stderr {
             let mut line = Line::default();
             if self.timestamps {
