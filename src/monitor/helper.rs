@@ -1,7 +1,8 @@
 //! Another process of ours, from the monitor's side: its end, its channel, its log lines.
 
 use std::fmt::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -30,8 +31,8 @@ pub struct Helper<S, R> {
     pub child: Child,
     /// Our end of the pair; `None` once it has said its last word.
     pub link: Option<MonitorEnd<S, R>>,
-    /// Its log lines.
-    pub log: OwnedFd,
+    /// Its log lines; `None` at their end, which polls as readable for ever.
+    log: Option<OwnedFd>,
     start: Instant,
     limit: RateLimit,
     explained: bool,
@@ -46,7 +47,7 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
             role,
             child,
             link: Some(link),
-            log,
+            log: Some(log),
             start: Instant::now(),
             limit: RateLimit::new(LINES_PER_SECOND),
             explained: false,
@@ -68,7 +69,13 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
         Ok(())
     }
 
-    /// The next message; `None`: end of file, the process is ending. `Err` is the exit status.
+    /// Where its log lines arrive, while there can be more.
+    pub(super) fn log(&self) -> Option<BorrowedFd<'_>> {
+        self.log.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The next message; `None`: end of file, which is its end or must become it, see [`Helper::ended`].
+    /// `Err` is the exit status.
     pub(super) fn receive(&mut self) -> Result<Option<R>, u8> {
         let Some(link) = &self.link else {
             return Ok(None);
@@ -98,7 +105,8 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
         1
     }
 
-    /// It ended. Says why unless it did so itself; the exit status.
+    /// It ended, or closed its channel and has a moment to end. Says why unless it did so itself; the
+    /// exit status.
     pub fn ended(&mut self) -> u8 {
         // Its channel may have ended a moment before it does.
         let how = self.see_off(Instant::now().checked_add(super::GRACE));
@@ -114,7 +122,7 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
                 Some(Ended::Exited(status)) => {
                     log::error!("{name} ended with status {status}, exiting");
                 }
-                None => log::error!("{name} ended, exiting"),
+                None => log::error!("{name} closed its channel, exiting"),
             }
         }
         1
@@ -124,14 +132,15 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
     pub fn relay_log(&mut self) {
         let mut buf = [0; MAX_LINE];
         for _ in 0..LINES_AT_ONCE {
-            let Ok(n) = scm::try_recv(self.log.as_fd(), &mut buf) else {
+            let Some(log) = &self.log else {
                 return;
             };
-            let message = buf.get(..n).unwrap_or_default();
-            if message.is_empty() {
-                return;
+            match scm::try_recv(log.as_fd(), &mut buf) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                // End of file. A line is never empty.
+                Ok(0) | Err(_) => self.log = None,
+                Ok(n) => self.relay(buf.get(..n).unwrap_or_default()),
             }
-            self.relay(message);
         }
     }
 
@@ -162,5 +171,54 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
         let _ = ppoll(&mut table, Some(TimeSpec::from_duration(left)), None);
         self.relay_log();
         self.child.ended()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::ipc;
+    use crate::sys::process::pidfd_open;
+
+    /// A process that lives on, and what it holds of its log and its channel.
+    fn silent() -> (crate::monitor::Agent, OwnedFd, OwnedFd, std::process::Child) {
+        let process = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
+        let pid = Pid::from_raw(i32::try_from(process.id()).expect("a pid"));
+        let pidfd = pidfd_open(pid).expect("pidfd");
+        let (link, socket) = ipc::agent_pair().expect("pair");
+        let (log, log_socket) = scm::seqpacket_pair().expect("pair");
+        let helper = Helper::new(Role::NsAgent, Child { pid, pidfd }, link, log);
+        (helper, socket, log_socket, process)
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_remembered() {
+        let (mut helper, _socket, log, mut process) = silent();
+        scm::try_send(log.as_fd(), b"\x03line").expect("send");
+        helper.relay_log();
+        assert!(helper.log().is_some(), "nothing more to read is no end");
+        drop(log);
+        helper.relay_log();
+        assert!(helper.log().is_none());
+        process.kill().expect("kill");
+        process.wait().expect("wait");
+    }
+
+    #[test]
+    fn a_closed_channel_ends_it_even_if_the_process_lives_on() {
+        let (mut helper, socket, _log, mut process) = silent();
+        drop(socket);
+        assert!(helper.receive().expect("no message").is_none());
+        assert!(helper.link.is_none());
+        let before = Instant::now();
+        assert_eq!(helper.ended(), 1);
+        assert!(before.elapsed() >= super::super::GRACE);
+        process.kill().expect("kill");
+        process.wait().expect("wait");
     }
 }

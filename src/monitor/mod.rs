@@ -147,8 +147,8 @@ impl Monitor {
             Some(self.forwarder.child.pidfd.as_fd()),
             Some(self.agent.child.pidfd.as_fd()),
             self.forwarder.link.as_ref().map(MonitorEnd::as_fd),
-            Some(self.forwarder.log.as_fd()),
-            Some(self.agent.log.as_fd()),
+            self.forwarder.log(),
+            self.agent.log(),
             self.agent.link.as_ref().map(MonitorEnd::as_fd),
         ]
     }
@@ -185,16 +185,18 @@ impl Monitor {
     }
 
     fn hear_forwarder(&mut self) -> Result<(), u8> {
-        let Some(FromForwarder::Ready { confinement }) = self.forwarder.receive()? else {
-            return Ok(());
-        };
-        self.forwarder.ready(Achieved::from_bits(confinement))?;
-        self.release_if_ready()
+        match self.forwarder.receive()? {
+            None => Err(self.forwarder.ended()),
+            Some(FromForwarder::Ready { confinement }) => {
+                self.forwarder.ready(Achieved::from_bits(confinement))?;
+                self.release_if_ready()
+            }
+        }
     }
 
     fn hear_agent(&mut self) -> Result<(), u8> {
         match self.agent.receive()? {
-            None => Ok(()),
+            None => Err(self.agent.ended()),
             Some(FromAgent::Ready { confinement }) => {
                 self.agent.ready(Achieved::from_bits(confinement))?;
                 self.release_if_ready()
