@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 
 use super::confignet::{self, ConfigNetError};
-use super::error::LaunchError;
+use super::error::{LaunchError, Reason, chain};
 use super::identity;
 use super::tap::{self, TapError};
 use super::target::Namespaces;
@@ -59,9 +59,9 @@ enum AgentError {
     #[error(transparent)]
     Ipc(#[from] IpcError),
     #[error("Couldn't set the parent-death signal: {0}")]
-    Process(#[from] std::io::Error),
+    ParentDeath(Reason),
     #[error("Couldn't put /dev/null in the place of standard descriptors: {0}")]
-    Descriptors(std::io::Error),
+    Descriptors(Reason),
 }
 
 /// Start it.
@@ -81,14 +81,14 @@ fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
     let ended = match tidy {
-        Err(e) => Err(AgentError::Descriptors(e)),
+        Err(e) => Err(AgentError::Descriptors(e.into())),
         Ok(()) => serve(plan, &AgentLink::new(socket)),
     };
     match ended {
         Ok(never) => match never {},
         Err(AgentError::Ipc(IpcError::Closed)) => exit_now(0),
         Err(e) => {
-            log::error!("{e}");
+            log::error!("{}", chain(&e));
             exit_now(1)
         }
     }
@@ -97,7 +97,7 @@ fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
 /// Do everything; ends by an error, of which the closed channel is the expected one.
 fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
     process::set_name(c"pasta:ns-agent");
-    process::die_with_parent(Signal::SIGKILL)?;
+    die_with_parent()?;
     // Out of the terminal's reach; only fails for a group leader, which a fresh fork is not.
     let _ = setsid();
     let pending = join(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
@@ -110,7 +110,7 @@ fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
     }
     close_namespaces(link);
     // Changes of credentials have cleared the first one.
-    process::die_with_parent(Signal::SIGKILL)?;
+    die_with_parent()?;
     let own_mounts = sandbox::unshare(Role::NsAgent);
     let confined = sandbox::confine(Role::NsAgent, own_mounts, plan.needs)?;
     link.send(
@@ -120,6 +120,10 @@ fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
         None,
     )?;
     Err(link.wait_end().into())
+}
+
+fn die_with_parent() -> Result<(), AgentError> {
+    process::die_with_parent(Signal::SIGKILL).map_err(|e| AgentError::ParentDeath(e.into()))
 }
 
 /// Enter the network namespace, directly if our capabilities reach it, else through the user

@@ -3,13 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
-use nix::errno::Errno;
-
 use crate::cli::CliError;
 use crate::config::ConfigError;
 use crate::ipc::IpcError;
 use crate::netlink::NetlinkError;
 use crate::sandbox::SandboxError;
+pub use crate::sys::reason::Reason;
 
 /// Why there is no network. The program exits with status 1 after printing it.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +62,14 @@ pub enum LaunchError {
     /// What was opened is no namespace, or gone.
     #[error("Couldn't switch to pasta namespaces: {0}")]
     Join(Reason),
+    /// What was opened is no namespace: the words that setns(2) would lead to, and which file it is.
+    #[error("Couldn't switch to pasta namespaces: Invalid argument ({} is not a {kind} namespace)", path.display())]
+    NotNamespace {
+        /// As given.
+        path: PathBuf,
+        /// "network" or "user".
+        kind: &'static str,
+    },
     /// New namespaces for a command.
     #[error(
         "Couldn't create namespaces for the command: {0} (are user namespaces allowed? see sysctl user.max_user_namespaces, and kernel.apparmor_restrict_unprivileged_userns where AppArmor is used)"
@@ -104,31 +111,6 @@ pub enum LaunchError {
     Sandbox(#[from] SandboxError),
 }
 
-/// The kernel's reason in the words of strerror(3), without the number Rust adds.
-#[derive(Debug)]
-pub struct Reason(String);
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<Errno> for Reason {
-    fn from(errno: Errno) -> Self {
-        Self(errno.desc().to_owned())
-    }
-}
-
-impl From<io::Error> for Reason {
-    fn from(e: io::Error) -> Self {
-        match e.raw_os_error() {
-            Some(number) => Errno::from_raw(number).into(),
-            None => Self(e.to_string()),
-        }
-    }
-}
-
 /// `map_err` with a step's name.
 pub(super) fn cannot<E: Into<Reason>>(what: &'static str) -> impl FnOnce(E) -> LaunchError {
     move |e| LaunchError::System(what, e.into())
@@ -141,9 +123,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
-        text.push_str(&cause.to_string());
+        match cause.downcast_ref::<io::Error>() {
+            Some(e) => text.push_str(&Reason::from(e).to_string()),
+            None => text.push_str(&cause.to_string()),
+        }
         source = cause.source();
     }
     // One error, one line: callers show the last one, or match on the first.
-    text.replace('\n', "; ")
+    // And no terminal obeys what a path or an interface is called.
+    text.replace('\n', "; ").replace(char::is_control, "?")
 }

@@ -17,10 +17,15 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
-    /// Create or empty `path`, mode 0600, not through a symbolic link.
+    /// Open or create `path`, mode 0600, not through a symbolic link. What an existing file says stays until
+    /// the start has succeeded. A FIFO nobody reads is an error, not a reason to wait.
     pub(super) fn create(path: &Path) -> Result<Self, LaunchError> {
         let existed = path.symlink_metadata().is_ok();
-        let file = create(path).map_err(|e| LaunchError::PidFile {
+        let opened = writable()
+            .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let file = opened.map_err(|e| LaunchError::PidFile {
             path: path.to_owned(),
             reason: e.into(),
         })?;
@@ -46,14 +51,10 @@ impl PidFile {
     }
 }
 
-fn create(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+fn writable() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
 }
 
 /// `-l`.
@@ -81,7 +82,10 @@ pub(super) fn capture_file(options: &Options) -> Result<Option<File>, LaunchErro
     let Some(path) = &options.pcap else {
         return Ok(None);
     };
-    create(path)
+    writable()
+        .truncate(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
         .map(Some)
         .map_err(|e| LaunchError::CaptureFile {
             path: path.clone(),
@@ -102,8 +106,24 @@ mod tests {
         std::fs::write(&path, "1").expect("write");
         let theirs = PidFile::create(&path).expect("create");
         theirs.remove();
-        assert!(path.exists());
+        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "1");
         std::fs::remove_file(&path).expect("remove");
+    }
+
+    #[test]
+    fn neither_a_link_nor_a_fifo_is_waited_for_or_followed() {
+        let name = |what| {
+            let name = format!("passt-pid-{what}-test-{}", std::process::id());
+            std::env::temp_dir().join(name)
+        };
+        let (link, fifo) = (name("link"), name("fifo"));
+        std::os::unix::fs::symlink(&fifo, &link).expect("symlink");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        assert!(PidFile::create(&link).is_err());
+        let e = PidFile::create(&fifo).expect_err("nobody reads it");
+        std::fs::remove_file(&link).expect("remove");
+        std::fs::remove_file(&fifo).expect("remove");
+        assert!(e.to_string().ends_with(": No such device or address"));
     }
 
     #[test]

@@ -90,13 +90,22 @@ fn open_both(net: &Path, user: Option<&Path>) -> Result<Namespaces, LaunchError>
             })
             .transpose()?,
     };
-    for file in std::iter::once(&namespaces.net).chain(&namespaces.user) {
-        // setns(2) would say the same, but later.
-        if !fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC) {
-            return Err(LaunchError::Join(Errno::EINVAL.into()));
-        }
+    check(&namespaces.net, net, "network")?;
+    if let (Some(file), Some(path)) = (&namespaces.user, user) {
+        check(file, path, "user")?;
     }
     Ok(namespaces)
+}
+
+/// setns(2) would refuse it, too, but later and without saying which.
+fn check(file: &OwnedFd, path: &Path, kind: &'static str) -> Result<(), LaunchError> {
+    if fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == NSFS_MAGIC) {
+        return Ok(());
+    }
+    Err(LaunchError::NotNamespace {
+        path: path.to_owned(),
+        kind,
+    })
 }
 
 /// The best watch there is for `path`. A path that cannot be watched is not an error here: opening it
@@ -165,6 +174,21 @@ mod tests {
         assert_eq!(pid("/proc/self/ns/net"), None);
         assert_eq!(pid("/run/netns/42"), None);
         assert_eq!(pid("/proc/0/ns/net"), None);
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_named() {
+        let e = at_path(Path::new("/etc/passwd"), None).expect_err("a file");
+        assert_eq!(
+            e.to_string(),
+            "Couldn't switch to pasta namespaces: Invalid argument (/etc/passwd is not a network namespace)"
+        );
+        let user = Some(Path::new("/dev/null"));
+        let e = at_path(Path::new("/proc/self/ns/net"), user).expect_err("a device");
+        assert!(
+            e.to_string()
+                .ends_with("(/dev/null is not a user namespace)")
+        );
     }
 
     #[test]

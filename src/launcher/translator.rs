@@ -8,7 +8,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 
-use super::error::{LaunchError, cannot, chain};
+use super::error::{LaunchError, Reason, cannot, chain};
 use crate::config::Config;
 use crate::forwarder::{Forwarder, Inherited};
 use crate::ipc;
@@ -70,7 +70,7 @@ fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: Owne
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
     let result = tidy
-        .map_err(|e| e.to_string())
+        .map_err(plain)
         .and_then(|()| serve(plan, ids, namespaces, control));
     if let Err(e) = result {
         log::error!("{e}");
@@ -79,22 +79,31 @@ fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: Owne
     exit_now(0)
 }
 
+fn plain(e: std::io::Error) -> String {
+    Reason::from(e).to_string()
+}
+
 fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Result<(), String> {
     process::set_name(c"pasta:forwarder");
-    process::die_with_parent(Signal::SIGKILL).map_err(|e| e.to_string())?;
+    process::die_with_parent(Signal::SIGKILL).map_err(plain)?;
     // Out of the terminal's reach.
     let _ = setsid();
     if namespaces.contains(CloneFlags::CLONE_NEWUSER) {
         if let Err(e) = ids::map_self(ids) {
-            log::debug!("ids of the forwarder's user namespace stay unmapped: {e}");
+            log::debug!(
+                "ids of the forwarder's user namespace stay unmapped: {}",
+                plain(e)
+            );
         }
     }
+    // Only the maps needed our own files in /proc; nobody who shares our user looks in from here on.
+    nix::sys::prctl::set_dumpable(false).map_err(|e| e.desc().to_owned())?;
     let inherited = Inherited {
         tap: plan.tap,
         offloads: plan.offloads,
         control,
         pcap: plan.pcap.map(OwnedFd::from),
-        seed: random::seed().map_err(|e| e.to_string())?,
+        seed: random::seed().map_err(plain)?,
         nofile: plan.nofile,
     };
     let needs = Needs {

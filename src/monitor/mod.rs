@@ -26,7 +26,7 @@ mod signals;
 mod watch;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, ToAgent, ToForwarder};
 use crate::log::Sinks;
 use crate::sandbox::{Achieved, Confined};
 use crate::sys::process::{Child, Ended, exit_now};
+use crate::sys::reason::Reason;
 
 pub use helper::Helper;
 pub use signals::{Signals, Style};
@@ -76,6 +77,15 @@ pub struct Monitor {
     pub waiting: Option<Waiting>,
     /// How signals and the terminal are treated.
     pub style: Style,
+}
+
+/// Only now does what an earlier run has left there go. What is no regular file has no size to set.
+fn write_pid(file: &mut File, pid: &str) -> io::Result<()> {
+    match file.set_len(0) {
+        Err(e) if e.raw_os_error() != Some(Errno::EINVAL as i32) => return Err(e),
+        _ => {}
+    }
+    file.write_all(pid.as_bytes())
 }
 
 /// How long the others get to end before the monitor does, with the kernel to finish the job.
@@ -215,8 +225,8 @@ impl Monitor {
             return Ok(());
         };
         if let Some((file, pid)) = &mut waiting.pid_file {
-            if let Err(e) = file.write_all(pid.as_bytes()) {
-                log::error!("Couldn't write PID file: {e}");
+            if let Err(e) = write_pid(file, pid) {
+                log::error!("Couldn't write PID file: {}", Reason::from(e));
                 return Err(1);
             }
         }

@@ -12,6 +12,7 @@ pub mod ids;
 pub mod mmsg;
 pub mod process;
 pub mod random;
+pub mod reason;
 pub mod scm;
 pub mod sigsys;
 pub mod stream;

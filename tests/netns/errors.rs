@@ -179,6 +179,11 @@ fn bad_names() {
         &["interface", "muchtoolong"],
     );
     refused(&w, &["--runas", "no-such-login"], &["no-such-login"]);
+    if !established() {
+        refused(&w, &["-I", "a\x1b[31m"], &["interface", "a?[31m"]);
+        refused(&w, &["-i", "a\nb"], &["interface", "a?b"]);
+        refused(&w, &["-l", "/nowhere/\x1b[31m"], &["/nowhere/?[31m"]);
+    }
 }
 
 fn bad_port_specs() {
@@ -252,7 +257,14 @@ fn not_a_namespace() {
     let w = World::direct();
     one_line(
         &w.pasta(&["-q", "--config-net", "--netns", "/etc/passwd"]),
-        &["namespace"],
+        if established() {
+            &["namespace"]
+        } else {
+            &[
+                "Couldn't switch to pasta namespaces: Invalid argument",
+                "/etc/passwd is not a network namespace",
+            ]
+        },
     );
 }
 
@@ -291,6 +303,40 @@ fn unwritable_pid_file() {
         &["PID file", "No space left on device"],
     );
     assert!(!ns.sh("ip -o link").contains("host0"));
+    if established() {
+        return;
+    }
+    // A failed start leaves what was there: it may be another one's.
+    fs::write("/run/t/other.pid", "4711\n").expect("tmpfs");
+    one_line(
+        &w.pasta(&[
+            "-q",
+            "--config-net",
+            "-P",
+            "/run/t/other.pid",
+            "--netns",
+            "missing",
+        ]),
+        &["missing"],
+    );
+    assert_eq!(
+        fs::read_to_string("/run/t/other.pid").expect("still there"),
+        "4711\n"
+    );
+    // And a successful one leaves nothing of it.
+    fs::write("/run/t/other.pid", "1234567890\n".repeat(10)).expect("tmpfs");
+    w.pasta(&[
+        "-q",
+        "-f",
+        "--config-net",
+        "-P",
+        "/run/t/other.pid",
+        "--",
+        "true",
+    ])
+    .ok();
+    let text = fs::read_to_string("/run/t/other.pid").expect("a PID file");
+    assert_eq!(text.lines().count(), 1, "{text}");
 }
 
 fn unwritable_log_file() {
