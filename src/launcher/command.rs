@@ -25,7 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Gid, Pid, Uid, execvp, sethostname, setresgid, setresuid};
 
-use super::error::{LaunchError, cannot};
+use super::error::{LaunchError, Reason, cannot};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::{self, Ids};
 use crate::sys::process::{self, Child, Ended, Side, clone, exit_now};
@@ -125,7 +125,7 @@ fn run(plan: &Plan<'_>, socket: OwnedFd) -> ! {
 /// Everything up to the release; false if it never comes.
 fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("Couldn't {what}: {e}");
-    keep_only(&[socket.as_fd()]).map_err(|e| failed("close descriptors", &e))?;
+    keep_only(&[socket.as_fd()]).map_err(|e| failed("close descriptors", &Reason::from(e)))?;
     let mut byte = [0];
     if socket.read_exact(&mut byte).is_err() {
         return Ok(false);
@@ -176,7 +176,7 @@ fn mount_proc() -> nix::Result<()> {
 /// Run the command, reap everything, end with its status; or end it when the monitor has ended.
 fn attend(plan: &Plan<'_>, leash: &File) -> i32 {
     let command = match clone(CloneFlags::empty()) {
-        Err(e) => return say(&format!("Couldn't fork: {e}")),
+        Err(e) => return say(&format!("Couldn't fork: {}", Reason::from(e))),
         Ok(Side::Child) => exit_now(execute(plan.command)),
         Ok(Side::Parent(Child { pid, pidfd })) => {
             drop(pidfd);
