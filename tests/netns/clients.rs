@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::exec::{SOON, nothing_left, poll_until, processes, spawn};
-use crate::harness::{PASTA, need, tests};
+use crate::harness::{PASTA, need, need_tap_for_users, tests};
 use crate::servers::{dns, echo, http};
 use crate::world::{DNS4, HOST4, Netns, PEER4, PEER6, World, accept, shell};
 
@@ -356,6 +356,7 @@ fn rootlesskit_detached_netns() {
 fn rootlesskit_as_user() {
     use std::os::unix::process::CommandExt;
     need("curl");
+    need_tap_for_users();
     let w = World::direct();
     http(&w.peer, (PEER4, 80));
     fs::create_dir("/run/t/user").expect("tmpfs");

@@ -78,6 +78,15 @@ pub fn need(program: &str) {
     }
 }
 
+/// Skips unless ordinary users may open a tap.
+pub fn need_tap_for_users() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata("/dev/net/tun").map_or(0, |m| m.permissions().mode());
+    if mode & 0o006 != 0o006 {
+        skip("users may not open /dev/net/tun here (udev would make it 0666)");
+    }
+}
+
 enum Outcome {
     Passed,
     Failed(String),

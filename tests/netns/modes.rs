@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::differences::established;
 use crate::exec::{PROMPT, Running, SOON, alive, nothing_left, poll_until, processes, run, spawn};
-use crate::harness::{DIR, PASTA, need, tests};
+use crate::harness::{DIR, PASTA, need, need_tap_for_users, tests};
 use crate::servers::http;
 use crate::world::{NO_FORWARDS, Netns, PEER4, PEER6, World, shell};
 
@@ -760,6 +760,7 @@ fn unprivileged(script: &str) -> Command {
 }
 
 fn rootless() {
+    need_tap_for_users();
     let w = World::direct();
     serve_http(&w);
     let script = format!(
@@ -780,6 +781,7 @@ fn rootless() {
 
 /// As rootlesskit does it: an unprivileged caller, a child with a user and a network namespace.
 fn rootless_attached() {
+    need_tap_for_users();
     let w = World::direct();
     serve_http(&w);
     let mut child = unprivileged("exec unshare -Urn sh -c 'echo ok >up; exec sleep 1000'");
