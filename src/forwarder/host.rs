@@ -46,8 +46,8 @@ pub struct Host {
     /// Where frames to the guest go: broadcast until the guest has spoken.
     pub(super) guest_mac: Mac,
     pub(super) frame: FrameBuf,
-    /// TCP sockets have SO_PEEK_OFF (Linux 6.9).
-    pub(super) peek_offsets: bool,
+    /// Which TCP sockets have SO_PEEK_OFF.
+    pub(super) peek_offsets: super::tcp_io::PeekOffsets,
     /// Where bytes go that were peeked before, on older kernels.
     pub(super) scratch: Box<[u8]>,
     pub(super) datagrams: super::udp_io::Buffers,

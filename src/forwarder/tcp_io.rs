@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
@@ -31,15 +31,51 @@ use crate::wire::{ethernet, icmpv4, icmpv6};
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// It has SO_PEEK_OFF.
+    offsets: bool,
     /// SO_PEEK_OFF is on. It is turned on when data has to be peeked that is not the first: a connection
     /// with a single short answer never needs it.
     offset_on: Cell<bool>,
 }
 
-/// Does this kernel have SO_PEEK_OFF for TCP (Linux 6.9)?
-pub(super) fn peek_offsets_work() -> bool {
-    stream::socket(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-        .is_ok_and(|fd| stream::set_peek_offset(&fd, 0).is_ok())
+/// Which TCP sockets have SO_PEEK_OFF: those of IPv4 since Linux 6.9, those of IPv6 some versions later.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct PeekOffsets {
+    v4: bool,
+    v6: bool,
+}
+
+impl PeekOffsets {
+    /// Ask the kernel.
+    pub(super) fn probe() -> Self {
+        let works = |any: IpAddr| {
+            stream::socket(any).is_ok_and(|fd| stream::set_peek_offset(&fd, 0).is_ok())
+        };
+        Self {
+            v4: works(Ipv4Addr::UNSPECIFIED.into()),
+            v6: works(Ipv6Addr::UNSPECIFIED.into()),
+        }
+    }
+
+    const fn of(self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(_) => self.v4,
+            IpAddr::V6(_) => self.v6,
+        }
+    }
+}
+
+/// Has the peer's FIN arrived, by the state of a connection?
+const fn has_fin(state: u8) -> bool {
+    /// include/net/tcp_states.h
+    const TCP_TIME_WAIT: u8 = 6;
+    const TCP_CLOSE_WAIT: u8 = 8;
+    const TCP_LAST_ACK: u8 = 9;
+    const TCP_CLOSING: u8 = 11;
+    matches!(
+        state,
+        TCP_TIME_WAIT | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
+    )
 }
 
 /// What an errno means for a connection.
@@ -102,20 +138,34 @@ impl Host {
         prepare().map_err(|e| start_error(&e))?;
         Ok(Socket {
             fd,
+            offsets: self.peek_offsets.of(to.dst.ip),
             offset_on: Cell::new(false),
         })
     }
 
-    /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one.
+    /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one. 0: there will be no more.
     fn peek(&mut self, socket: &Socket, offset: u32, room: Range<usize>) -> io::Result<usize> {
         let room = self.frame.space().get_mut(room).unwrap_or_default();
-        if offset == 0 || self.peek_offsets {
+        if offset == 0 || socket.offsets {
             if offset > 0 && !socket.offset_on.replace(true) {
                 stream::set_peek_offset(&socket.fd, offset)?;
             }
-            stream::peek(&socket.fd, room)
-        } else {
-            stream::peek_behind(&socket.fd, offset as usize, &mut self.scratch, room)
+            return stream::peek(&socket.fd, room);
+        }
+        let mut ended = false;
+        loop {
+            match stream::peek_behind(&socket.fd, offset as usize, &mut self.scratch, room) {
+                // Whether that is all there will ever be, the bytes in front do not let us see.
+                Err(e) if e.kind() == ErrorKind::WouldBlock && ended => return Ok(0),
+                Err(e)
+                    if e.kind() == ErrorKind::WouldBlock
+                        && stream::info(&socket.fd).is_ok_and(|i| has_fin(i.state)) =>
+                {
+                    // The last data may have come after the first look.
+                    ended = true;
+                }
+                other => return other,
+            }
         }
     }
 
@@ -329,5 +379,192 @@ fn engine_info(i: &stream::TcpInfo) -> Info {
         rtt: i.rtt,
         min_rtt: i.min_rtt,
         receive_window: i.rcv_ssthresh,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+
+    use super::*;
+    use crate::forwarder::link::Link;
+    use crate::forwarder::udp_io;
+    use crate::pcap::Pcap;
+    use crate::stats::Counters;
+    use crate::sys::scm;
+    use crate::tap::frame::FrameBuf;
+    use crate::tap::tun::Tun;
+    use crate::tap::{Offloads, Tap};
+    use crate::wire::dissect::{self, Body, Upper};
+    use crate::wire::virtio_net;
+
+    const MSS: u16 = 1400;
+
+    /// A host whose tap is one end of a socket pair, a connection to a peer, and the other end of both.
+    struct Bench {
+        host: Host,
+        guest: OwnedFd,
+        socket: Socket,
+        peer: TcpStream,
+        key: Key,
+    }
+
+    impl Bench {
+        fn new(listen: &str, offsets: bool) -> Self {
+            let (tap, guest) = scm::seqpacket_pair().unwrap();
+            let offloads = Offloads {
+                tso: true,
+                uso: true,
+            };
+            let mut host = Host {
+                config: crate::services::samples::config(),
+                link: Link {
+                    tap: Tap::Tun(Tun::new(tap, offloads)),
+                    pcap: Pcap::off(),
+                    counters: Counters::default(),
+                },
+                epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
+                guest_mac: Mac::BROADCAST,
+                frame: FrameBuf::new(),
+                peek_offsets: PeekOffsets::probe(),
+                scratch: vec![0; 1000].into_boxed_slice(),
+                datagrams: udp_io::Buffers::new(),
+            };
+            if !offsets {
+                host.peek_offsets = PeekOffsets::default();
+            }
+            let listener = TcpListener::bind(listen).unwrap();
+            let at = listener.local_addr().unwrap();
+            let fd = stream::socket(at.ip()).unwrap();
+            let _ = stream::connect(&fd, at);
+            let (peer, from) = listener.accept().unwrap();
+            let socket = Socket {
+                fd,
+                offsets: host.peek_offsets.of(at.ip()),
+                offset_on: Cell::new(false),
+            };
+            Self {
+                host,
+                guest,
+                socket,
+                peer,
+                key: Key::new(from.into(), at.into()),
+            }
+        }
+
+        fn wait(&self) {
+            let mut fds = [PollFd::new(self.socket.fd.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(), 1);
+        }
+
+        /// Wait until the kernel has got the peer's FIN.
+        fn wait_fin(&self) {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let event = EpollEvent::new(EpollFlags::EPOLLRDHUP, 0);
+            epoll.add(&self.socket.fd, event).unwrap();
+            let mut events = [EpollEvent::empty()];
+            assert_eq!(epoll.wait(&mut events, 5000_u16).unwrap(), 1);
+        }
+
+        fn relay(&mut self, offset: u32, max: u32) -> Result<Relayed, SocketError> {
+            let repr = Repr {
+                src_port: self.key.remote.port,
+                dst_port: self.key.guest.port,
+                seq: Seq(offset),
+                ack: Seq(0),
+                flags: Flags::ACK,
+                window: 1000,
+                urgent: 0,
+                options: Options::NONE,
+            };
+            let out = Outgoing {
+                key: &self.key,
+                repr,
+                mss: MSS,
+            };
+            self.host.relay(&self.socket, &out, offset, max)
+        }
+
+        /// What the guest has got: sequence number and payload of the next frame.
+        fn frame(&mut self) -> (u32, Vec<u8>) {
+            let mut buf = vec![0; 1 << 17];
+            let n = scm::try_recv(self.guest.as_fd(), &mut buf).unwrap();
+            let packet = dissect::dissect(&buf[virtio_net::HEADER_LEN..n]).unwrap();
+            let Body::Ip(ip) = packet.body else {
+                panic!("{packet:?}")
+            };
+            let Upper::Tcp { repr, payload } = ip.upper else {
+                panic!("{packet:?}")
+            };
+            (repr.seq.0, payload.to_vec())
+        }
+    }
+
+    fn pattern(from: usize, len: usize) -> Vec<u8> {
+        (from..from + len)
+            .map(|i| u8::try_from(i % 251).unwrap())
+            .collect()
+    }
+
+    fn each(test: impl Fn(Bench)) {
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            for offsets in [true, false] {
+                test(Bench::new(listen, offsets));
+            }
+        }
+    }
+
+    /// New data, data once more, and new data again after some was thrown away: with SO_PEEK_OFF and without.
+    #[test]
+    fn any_part_of_what_waits_can_be_relayed() {
+        each(|mut b| {
+            b.peer.write_all(&pattern(0, 9000)).unwrap();
+            b.wait();
+            for (offset, max) in [
+                (0, 4000),
+                (4000, 3000),
+                (0, 1400),
+                (2000, 2500),
+                (4500, 4500),
+            ] {
+                b.host.seek(&b.socket, offset);
+                let done = b.relay(offset, max).unwrap();
+                assert_eq!((done.peeked, done.sent), (max, max), "{offset}");
+                let want = pattern(offset as usize, max as usize);
+                assert_eq!(b.frame(), (offset, want));
+            }
+            assert_eq!(b.relay(9000, 100), Err(SocketError::WouldBlock));
+            b.host.consume(&b.socket, 8000);
+            b.peer.write_all(&pattern(9000, 500)).unwrap();
+            // What is waiting already does not end the wait for more.
+            let more = loop {
+                match b.relay(1000, 5000) {
+                    Ok(done) => break done,
+                    Err(e) => assert_eq!(e, SocketError::WouldBlock),
+                }
+            };
+            assert_eq!(more.peeked, 500);
+            assert_eq!(b.frame(), (1000, pattern(9000, 500)));
+        });
+    }
+
+    /// The end of the stream is seen behind data that the guest has not acknowledged yet.
+    #[test]
+    fn the_end_shows_while_data_still_waits() {
+        each(|mut b| {
+            b.peer.write_all(&pattern(0, 3000)).unwrap();
+            b.peer.shutdown(std::net::Shutdown::Write).unwrap();
+            b.wait_fin();
+            assert_eq!(b.relay(0, 60_000).unwrap().peeked, 3000);
+            let end = Relayed { peeked: 0, sent: 0 };
+            assert_eq!(b.relay(3000, 60_000), Ok(end));
+            b.host.consume(&b.socket, 3000);
+            assert_eq!(b.relay(0, 60_000), Ok(end));
+        });
     }
 }

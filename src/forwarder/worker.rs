@@ -93,7 +93,7 @@ impl Worker {
             },
             epoll,
             frame: FrameBuf::new(),
-            peek_offsets: super::tcp_io::peek_offsets_work(),
+            peek_offsets: super::tcp_io::PeekOffsets::probe(),
             scratch: vec![0; 1 << 16].into_boxed_slice(),
             datagrams: udp_io::Buffers::new(),
         };

@@ -27,7 +27,7 @@ pub mod ndp;
 #[cfg(test)]
 mod decode;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
