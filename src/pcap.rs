@@ -65,8 +65,10 @@ impl Pcap {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         if let Err(e) = write_record(file, now.as_secs(), now.subsec_micros(), frame) {
+            // The kind: putting an errno into words allocates.
             log::warn!(
-                "Packet capture stopped: {e}; free some space or choose another file with --pcap"
+                "Packet capture stopped: {}; free some space or choose another file with --pcap",
+                e.kind()
             );
             self.file = None;
         }

@@ -10,6 +10,7 @@
 //! | `run` | what happens in one wake-up? |
 //! | `worker` | where does a frame from the guest go? |
 //! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
+//! | `summary` | what does `--trace` say about a packet? |
 //! | `token` | what does an epoll event refer to? |
 //! | `patience` | when does the worker stay awake for a moment? |
 //!
@@ -37,6 +38,7 @@ mod icmp_io;
 mod link;
 mod patience;
 mod run;
+mod summary;
 mod tcp_io;
 mod token;
 mod udp_io;

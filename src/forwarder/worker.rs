@@ -15,6 +15,7 @@ use super::conntrack;
 use super::host::Host;
 use super::icmp_io::PingSocket;
 use super::link::Link;
+use super::summary::Summary;
 use super::udp_io;
 use crate::addr::{Endpoint, Mac};
 use crate::clock::Instant;
@@ -120,7 +121,7 @@ impl Worker {
         let mut sorted = Sorted::default();
         for (frame, meta) in self.batch.iter() {
             let result = dissect::dissect(frame).and_then(|packet| {
-                log::trace!("From the guest: {packet:?}");
+                log::trace!("From the guest: {}", Summary(&packet));
                 self.host.learn(packet.eth.src);
                 match packet.body {
                     Body::Arp(_) => self.host.serve(&packet).map(drop),
