@@ -126,6 +126,9 @@ impl Worker {
                 match packet.body {
                     Body::Arp(_) => self.host.serve(&packet).map(drop),
                     Body::Ip(ip) if ip.fragment.is_some() => {
+                        for _ in 0..self.fragments.take_lost() {
+                            self.host.link.counters.drop(Drop::Fragment);
+                        }
                         let mut one = Sorted::default();
                         if let Some(whole) = collect(&mut self.fragments, now, &ip)? {
                             one.add(&mut self.host, &mut self.icmp, now, &packet, whole)?;
