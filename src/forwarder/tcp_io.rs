@@ -69,12 +69,14 @@ impl PeekOffsets {
 const fn has_fin(state: u8) -> bool {
     /// include/net/tcp_states.h
     const TCP_TIME_WAIT: u8 = 6;
+    // Both sides have finished: the kernel keeps TIME-WAIT elsewhere, and our socket is closed.
+    const TCP_CLOSE: u8 = 7;
     const TCP_CLOSE_WAIT: u8 = 8;
     const TCP_LAST_ACK: u8 = 9;
     const TCP_CLOSING: u8 = 11;
     matches!(
         state,
-        TCP_TIME_WAIT | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
+        TCP_TIME_WAIT | TCP_CLOSE | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
     )
 }
 
@@ -565,6 +567,20 @@ mod tests {
             assert_eq!(b.relay(3000, 60_000), Ok(end));
             b.host.consume(&b.socket, 3000);
             assert_eq!(b.relay(0, 60_000), Ok(end));
+        });
+    }
+
+    /// ... also when we had finished first, so that the kernel considers the connection closed.
+    #[test]
+    fn the_end_shows_when_both_have_finished() {
+        each(|mut b| {
+            b.host.shutdown_write(&b.socket);
+            b.peer.write_all(&pattern(0, 3000)).unwrap();
+            b.peer.shutdown(std::net::Shutdown::Write).unwrap();
+            b.wait_fin();
+            assert_eq!(b.relay(0, 60_000).unwrap().peeked, 3000);
+            let end = Relayed { peeked: 0, sent: 0 };
+            assert_eq!(b.relay(3000, 60_000), Ok(end));
         });
     }
 }
