@@ -61,7 +61,8 @@ impl Host {
 
     /// A frame came from this link-layer address: that is where the guest is.
     pub(super) fn learn(&mut self, source: Mac) {
-        if source.is_unicast() {
+        // Our own address comes back where frames go round in circles.
+        if source.is_unicast() && source != self.config.our_mac {
             self.guest_mac = source;
         }
     }

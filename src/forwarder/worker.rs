@@ -22,6 +22,7 @@ use crate::clock::Instant;
 use crate::config::{Config, DEFAULT_MTU};
 use crate::flow::fragments::{Fragment, Key, Outcome, Reassembler};
 use crate::icmp;
+use crate::log::RateLimit;
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop, Reporter};
 use crate::tap::batch::{Inbound, MAX_FRAMES};
@@ -52,6 +53,9 @@ pub struct Worker {
     fragments: Reassembler,
     advertiser: Advertiser,
     reporter: Reporter,
+    /// Flows refused for want of descriptors, as last told.
+    refused: u64,
+    refusals: RateLimit,
 }
 
 /// The segments and datagrams of one batch.
@@ -107,6 +111,8 @@ impl Worker {
             fragments: Reassembler::with_capacity(REASSEMBLIES),
             advertiser,
             reporter,
+            refused: 0,
+            refusals: RateLimit::new(1),
         }
     }
 
@@ -174,9 +180,23 @@ impl Worker {
             self.advertiser.advertise(&mut self.host, now);
         }
         self.tcp.flush(&mut self.host, now);
+        self.tell_refusals(now);
         if self.reporter.due(now, &self.host.link.counters) {
             log::info!("{}", self.host.link.counters);
         }
+    }
+
+    /// Say that the descriptor limit is reached, once a second at most, and what helps.
+    fn tell_refusals(&mut self, now: Instant) {
+        let refused = self.host.link.counters.dropped(Drop::NoDescriptor);
+        if refused == self.refused || self.refusals.admit(now).is_none() {
+            return;
+        }
+        let new = refused.saturating_sub(self.refused);
+        self.refused = refused;
+        log::warn!(
+            "Out of descriptors, {new} new connections refused; raise the limit (ulimit -n, LimitNOFILE=)"
+        );
     }
 
     /// When something has to be done even if nothing happens.

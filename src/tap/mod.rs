@@ -56,11 +56,12 @@ impl Tap {
         }
     }
 
-    /// Read frames until there are none, the batch is full, or its byte budget is spent.
+    /// Read frames until there are none, the batch is full, or its byte budget is spent; how many frames the
+    /// link lost because it could not describe them.
     ///
     /// # Errors
     /// Whatever read(2) says other than "try again": the device is gone.
-    pub fn receive(&mut self, batch: &mut Inbound) -> io::Result<()> {
+    pub fn receive(&mut self, batch: &mut Inbound) -> io::Result<usize> {
         match self {
             Self::Tun(t) => t.receive(batch),
         }

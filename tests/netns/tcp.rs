@@ -1,5 +1,6 @@
 //! TCP through the tap: set-up, data, both ways of ending, and what the other side's troubles look like inside.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
@@ -496,6 +497,14 @@ fn out_of_descriptors() {
         all.len()
     );
     all.iter().for_each(ping);
+    // The established program ends instead of saying so.
+    let said = || {
+        fs::read_to_string("/run/t/limited.log").is_ok_and(|log| log.contains("Out of descriptors"))
+    };
+    assert!(
+        established() || poll_until(SOON, said),
+        "nothing was logged"
+    );
     all.truncate(50);
     let again = || g.connect_within((PEER4, 1000), second).is_ok();
     assert!(
