@@ -430,7 +430,7 @@ fn no_descriptor_is_leaked() {
     let g = w.guest(&[]);
     let open = || {
         sum_over_processes(|p| {
-            std::fs::read_dir(format!("/proc/{p}/fd"))
+            fs::read_dir(format!("/proc/{p}/fd"))
                 .ok()
                 .map(|d| d.count() as u64)
         })
