@@ -16,23 +16,14 @@ use std::ptr;
 
 use libc::{c_int, c_void, socklen_t};
 
+use super::cmsg::{ADDR_LEN, emit_sockaddr};
+
 /// SO_PEEK_OFF (linux/socket.h).
 const SO_PEEK_OFF: c_int = 42;
 /// SO_MEMINFO (linux/socket.h).
 const SO_MEMINFO: c_int = 55;
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the constants are 2 and 10"
-)]
-const FAMILY_V4: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the constants are 2 and 10"
-)]
-const FAMILY_V6: libc::sa_family_t = libc::AF_INET6 as libc::sa_family_t;
-
-/// The size of an option or address as the kernel wants it.
+/// The size of an option as the kernel wants it.
 const fn len_of<T>() -> socklen_t {
     #[expect(
         clippy::cast_possible_truncation,
@@ -55,41 +46,11 @@ fn check_int(ret: c_int) -> io::Result<()> {
     }
 }
 
-/// A sockaddr of either family in the kernel's layout.
-#[derive(Clone, Copy)]
-#[repr(C)]
-union RawAddr {
-    v4: libc::sockaddr_in,
-    v6: libc::sockaddr_in6,
-}
-
 /// `addr` in the kernel's layout, and its length.
-fn raw_addr(addr: SocketAddr) -> (RawAddr, socklen_t) {
-    match addr {
-        SocketAddr::V4(a) => {
-            let v4 = libc::sockaddr_in {
-                sin_family: FAMILY_V4,
-                sin_port: a.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from_ne_bytes(a.ip().octets()),
-                },
-                sin_zero: [0; 8],
-            };
-            (RawAddr { v4 }, len_of::<libc::sockaddr_in>())
-        }
-        SocketAddr::V6(a) => {
-            let v6 = libc::sockaddr_in6 {
-                sin6_family: FAMILY_V6,
-                sin6_port: a.port().to_be(),
-                sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr {
-                    s6_addr: a.ip().octets(),
-                },
-                sin6_scope_id: a.scope_id(),
-            };
-            (RawAddr { v6 }, len_of::<libc::sockaddr_in6>())
-        }
-    }
+fn raw_addr(addr: SocketAddr) -> ([u8; ADDR_LEN], socklen_t) {
+    let (raw, len) = emit_sockaddr(addr);
+    // At most ADDR_LEN.
+    (raw, socklen_t::try_from(len).unwrap_or_default())
 }
 
 /// A new non-blocking, close-on-exec TCP socket of the family of `like`.
@@ -117,7 +78,7 @@ pub fn socket(like: IpAddr) -> io::Result<OwnedFd> {
 pub fn bind(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
     let (raw, len) = raw_addr(addr);
     // SAFETY: `raw` is a valid sockaddr of `len` bytes that outlives the call.
-    check_int(unsafe { libc::bind(fd.as_fd().as_raw_fd(), ptr::from_ref(&raw).cast(), len) })
+    check_int(unsafe { libc::bind(fd.as_fd().as_raw_fd(), raw.as_ptr().cast(), len) })
 }
 
 /// connect(2). On a non-blocking socket EINPROGRESS is the normal answer.
@@ -127,7 +88,7 @@ pub fn bind(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
 pub fn connect(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
     let (raw, len) = raw_addr(addr);
     // SAFETY: `raw` is a valid sockaddr of `len` bytes that outlives the call.
-    check_int(unsafe { libc::connect(fd.as_fd().as_raw_fd(), ptr::from_ref(&raw).cast(), len) })
+    check_int(unsafe { libc::connect(fd.as_fd().as_raw_fd(), raw.as_ptr().cast(), len) })
 }
 
 /// Set an integer socket option.
