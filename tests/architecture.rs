@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cli", &["addr", "config"]),
     // The kernel.
     ("sys", &[]),
-    ("ipc", &["sys"]),
+    ("ipc", &["config", "sys"]),
     ("log", &["clock", "config", "sys"]),
     ("sandbox", &["sys"]),
     ("netlink", &["addr", "config", "sys"]),

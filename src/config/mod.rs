@@ -56,6 +56,8 @@ pub struct Config {
     pub v6: Option<V6>,
     /// What to carry and which services to offer.
     pub services: Services,
+    /// The way round the tap.
+    pub splice: Splice,
     /// `-H`: DHCP option 12.
     pub hostname: Option<String>,
     /// `--fqdn`: DHCP option 81, DHCPv6 option 39.
@@ -104,6 +106,17 @@ pub struct Services {
     pub dhcpv6: bool,
     /// Send router advertisements.
     pub ra: bool,
+}
+
+/// Which connections between the two loopbacks go from socket to socket, without the tap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Splice {
+    /// Connections from the host's loopback to a forwarded port do (pasta without `--no-splice`).
+    pub inbound: bool,
+    /// They arrive on the namespace's loopback instead of its public address (`--host-lo-to-ns-lo`).
+    pub to_loopback: bool,
+    /// There is no tap at all (`--splice-only`).
+    pub only: bool,
 }
 
 /// The IPv4 side of the guest's network.

@@ -18,7 +18,7 @@ use super::options::{Mapping, Options, PerFamily, Target};
 use super::resolv::ResolvConf;
 use super::rules::{Context, DEFAULT_EPHEMERAL, RuleError, Rules, Table};
 use super::template::{self, Template};
-use super::{Config, DEFAULT_MTU, Mode, Services, V4, V6};
+use super::{Config, DEFAULT_MTU, Mode, Services, Splice, V4, V6};
 use super::{dns, dns::Resolvers};
 use crate::addr::Mac;
 
@@ -198,6 +198,11 @@ fn config(
         v4,
         v6,
         services,
+        splice: Splice {
+            inbound: options.mode == Mode::Pasta && !options.no_splice,
+            to_loopback: options.host_lo_to_ns_lo,
+            only: options.splice_only,
+        },
         hostname: options.hostname.clone(),
         fqdn: options.fqdn.clone(),
         search: Vec::new(),

@@ -10,6 +10,7 @@ mod spec;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,10 @@ impl fmt::Display for Table {
         })
     }
 }
+
+/// Which rule of a run: given when the rule is added, never used again, shared by both tables.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct RuleId(pub NonZeroU16);
 
 /// One occurrence of `-t`, `-u`, `-T` or `-U`.
 #[derive(Clone, PartialEq, Eq, Debug)]

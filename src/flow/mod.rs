@@ -24,4 +24,5 @@ pub mod hash;
 pub mod id;
 pub mod table;
 pub mod timers;
+pub mod traffic;
 pub mod translate;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Largest encoded message in bytes; a constant of the protocol, both for buffers and as decoder limit.
-pub(super) const MAX_MESSAGE: usize = 32;
+pub(super) const MAX_MESSAGE: usize = 96;
 
 /// Why bytes are not a message (or a message no bytes, which would be a bug).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

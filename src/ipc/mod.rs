@@ -28,4 +28,7 @@ mod link;
 mod message;
 
 pub use link::{AgentLink, ForwarderLink, IpcError, MonitorEnd, agent_pair, forwarder_pair};
-pub use message::{FromAgent, FromForwarder, TapReport, ToAgent, ToForwarder};
+pub use message::{
+    FromAgent, FromForwarder, MAX_DESCRIPTORS, Request, RuleNotice, SocketKind, Supply, TapReport,
+    ToAgent, ToForwarder,
+};

@@ -1,7 +1,7 @@
 //! A configuration for the tests of the services: everything on, one of each.
 
 use crate::addr::Mac;
-use crate::config::{Config, Mode, Services, V4, V6, Verbosity};
+use crate::config::{Config, Mode, Services, Splice, V4, V6, Verbosity};
 
 pub const GUEST: Mac = Mac([2, 0xad, 0xb8, 0x46, 0x81, 0x7a]);
 
@@ -54,6 +54,11 @@ pub fn config() -> Config {
             ndp: true,
             dhcpv6: true,
             ra: true,
+        },
+        splice: Splice {
+            inbound: true,
+            to_loopback: false,
+            only: false,
         },
         hostname: Some("hosty".into()),
         fqdn: Some("hosty.example.org".into()),
