@@ -16,12 +16,15 @@
 //! IPv4-mapped forms that an IPv6 socket would turn into IPv4). Those destinations are refused, only the
 //! configured mapping leads there.
 
+mod inbound;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::addr::{Endpoint, Mac};
+use crate::addr::Endpoint;
 use crate::config::{Config, V4, V6};
-use crate::flow::id::Key;
 use crate::stats::Drop;
+
+pub use inbound::{Forward, Inbound, Seen, inbound, splice_out};
 
 /// Ports of DNS (RFC 1035) and DNS over TLS, DTLS and QUIC (RFC 7858, RFC 9250).
 const DNS_PORTS: [u16; 2] = [53, 853];
@@ -293,200 +296,10 @@ pub fn router(cfg: &Config, ipv6: bool) -> Option<IpAddr> {
     }
 }
 
-/// The addresses the guest was last seen to use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Seen {
-    /// IPv4.
-    pub v4: Option<Ipv4Addr>,
-    /// IPv6, other than link-local.
-    pub v6: Option<Ipv6Addr>,
-    /// IPv6, link-local.
-    pub link_local: Option<Ipv6Addr>,
-}
-
-impl Seen {
-    /// The guest has sent a packet from this address.
-    pub fn learn(&mut self, source: IpAddr) {
-        match source {
-            IpAddr::V4(ip) if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => {}
-            IpAddr::V4(ip) => self.v4 = Some(ip),
-            IpAddr::V6(ip) if ip.is_unicast_link_local() => self.link_local = Some(ip),
-            IpAddr::V6(ip) if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => {}
-            IpAddr::V6(ip) => self.v6 = Some(ip),
-        }
-    }
-}
-
-/// What a rule says about where its ports lead.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Forward {
-    /// The rule's target address; `None`: the guest's, as it is at the time.
-    pub target: Option<IpAddr>,
-    /// Target port.
-    pub port: u16,
-}
-
-/// Where something that arrived at a listening socket of the host goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Inbound {
-    /// To the guest as frames, with these ends as it sees them.
-    Tap(Key),
-    /// To a socket in the guest's namespace.
-    Splice {
-        /// Its destination.
-        to: Endpoint,
-        /// Its source address; `None`: the kernel chooses.
-        source: Option<IpAddr>,
-    },
-}
-
-/// Decide where a connection or datagram from `peer`, that reached the host at address `local`, goes.
-///
-/// # Errors
-/// [`Drop::Disabled`] if the family is off, [`Drop::BadSource`] if there is no address the guest could answer to,
-/// [`Drop::BadDestination`] if the guest has no address of the family.
-pub fn inbound(
-    cfg: &Config,
-    seen: &Seen,
-    forward: Forward,
-    peer: Endpoint,
-    local: IpAddr,
-) -> Result<Inbound, Drop> {
-    if cfg.splice.inbound && peer.ip.is_loopback() {
-        return splice_in(cfg, seen, forward, peer.ip, local);
-    }
-    if cfg.splice.only {
-        return Err(Drop::Disabled);
-    }
-    let remote = inbound_source(cfg, seen, peer.ip)?;
-    let guest = match forward.target {
-        Some(target) => target,
-        None => guest_address(cfg, seen, remote)?,
-    };
-    Ok(Inbound::Tap(Key::new(
-        Endpoint::new(guest, forward.port),
-        Endpoint::new(remote, peer.port),
-    )))
-}
-
-/// The same for the bypass: from the host's loopback to the namespace's public address, or to its loopback.
-fn splice_in(
-    cfg: &Config,
-    seen: &Seen,
-    forward: Forward,
-    peer: IpAddr,
-    local: IpAddr,
-) -> Result<Inbound, Drop> {
-    let to = match forward.target {
-        Some(target) => target,
-        // Without a tap the namespace need not have any other address.
-        None if cfg.splice.to_loopback || cfg.splice.only => {
-            if local.is_loopback() {
-                local
-            } else {
-                loopback_like(peer)
-            }
-        }
-        None => guest_address(cfg, seen, peer)?,
-    };
-    // Somebody who uses 127.0.0.2 wants to be told apart.
-    let source = Some(peer).filter(|ip| to.is_loopback() && *ip != IpAddr::V4(Ipv4Addr::LOCALHOST));
-    Ok(Inbound::Splice {
-        to: Endpoint::new(to, forward.port),
-        source,
-    })
-}
-
-const fn loopback_like(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-    }
-}
-
-/// Where something that arrived at a listening socket of the namespace's loopback goes: the host's loopback.
-#[must_use]
-pub fn splice_out(forward: Forward, local: IpAddr) -> Endpoint {
-    let to = forward.target.unwrap_or_else(|| {
-        if local.is_loopback() {
-            local
-        } else {
-            loopback_like(local)
-        }
-    });
-    Endpoint::new(to, forward.port)
-}
-
-/// Who the guest sees behind an inbound connection.
-fn inbound_source(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Drop> {
-    match peer {
-        IpAddr::V4(ip) => {
-            let v4 = cfg.v4.as_ref().ok_or(Drop::Disabled)?;
-            let own = ip == v4.addr || seen.v4 == Some(ip);
-            let mapped = if ip == Ipv4Addr::LOCALHOST {
-                v4.map_host_loopback
-            } else if ip == v4.addr {
-                v4.map_guest_addr
-            } else {
-                None
-            };
-            if ip.is_loopback() || ip.is_unspecified() || own {
-                let shown = mapped.or(v4.our_addr).or(v4.gateway);
-                shown.map(IpAddr::V4).ok_or(Drop::BadSource)
-            } else {
-                Ok(peer)
-            }
-        }
-        IpAddr::V6(ip) => {
-            let v6 = cfg.v6.as_ref().ok_or(Drop::Disabled)?;
-            let own = Some(ip) == v6.addr || seen.v6 == Some(ip) || seen.link_local == Some(ip);
-            let mapped = if ip == Ipv6Addr::LOCALHOST {
-                v6.map_host_loopback
-            } else if Some(ip) == v6.addr {
-                v6.map_guest_addr
-            } else {
-                None
-            };
-            if ip.is_loopback() || ip.is_unspecified() || own {
-                Ok(mapped.or(v6.gateway).unwrap_or(v6.our_link_local).into())
-            } else {
-                Ok(peer)
-            }
-        }
-    }
-}
-
-/// The guest's own address for something from `remote`: as last seen, else as assigned.
-fn guest_address(cfg: &Config, seen: &Seen, remote: IpAddr) -> Result<IpAddr, Drop> {
-    match remote {
-        IpAddr::V4(_) => {
-            let v4 = cfg.v4.as_ref().ok_or(Drop::Disabled)?;
-            Ok(seen.v4.unwrap_or(v4.addr).into())
-        }
-        IpAddr::V6(remote) => {
-            let v6 = cfg.v6.as_ref().ok_or(Drop::Disabled)?;
-            let own = if remote.is_unicast_link_local() {
-                let derived = cfg.guest_mac.map(link_local);
-                seen.link_local.or(derived).or(seen.v6).or(v6.addr)
-            } else {
-                seen.v6.or(v6.addr).or(seen.link_local)
-            };
-            own.map(IpAddr::V6).ok_or(Drop::BadDestination)
-        }
-    }
-}
-
-/// The address a kernel gives an interface from its link-layer address (RFC 4291 appendix A).
-const fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0;
-    Ipv6Addr::from_bits(
-        0xfe80_u128 << 112 | (u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]) as u128),
-    )
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::addr::Mac;
     use crate::config::{Mode, Services, Splice, Verbosity};
     use crate::stats::Drop;
 
