@@ -32,6 +32,7 @@ pub mod addr;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod flow;
 pub mod forwarder;
 pub mod icmp;

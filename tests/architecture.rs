@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The kernel.
     ("sys", &[]),
     ("ipc", &["config", "sys"]),
+    ("control", &["addr", "config", "flow", "ipc", "stats"]),
     ("log", &["clock", "config", "sys"]),
     ("sandbox", &["sys"]),
     ("netlink", &["addr", "config", "sys"]),

@@ -1,7 +1,9 @@
 //! What a flow has carried: bytes and packets, each way.
 
+use serde::{Deserialize, Serialize};
+
 /// Counters of one flow, or the sum over several. Payload only; a super-frame or one read counts as one packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes towards the guest.
     pub bytes_in: u64,

@@ -1,7 +1,8 @@
 //! Messages to bytes and back: the only file that names bincode.
 //!
 //! Fixed-width little-endian integers, a hard limit on what may be read, and no byte left over: a
-//! message that decodes but is longer than its encoding was not made by us.
+//! message that decodes but is longer than its encoding was not made by us. Records of one common size
+//! ([`pack`]) are filled with zeroes, and with nothing else.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,8 +12,8 @@ pub(super) const MAX_MESSAGE: usize = 96;
 
 /// Why bytes are not a message (or a message no bytes, which would be a bug).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum CodecError {
-    /// The value needs more than [`MAX_MESSAGE`] bytes.
+pub enum CodecError {
+    /// The value needs more bytes than its kind of message has.
     #[error("message does not fit its fixed size")]
     TooLarge,
     /// Too short, an unknown variant, or an invalid value.
@@ -45,6 +46,25 @@ pub(super) fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, CodecError>
         bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|_| CodecError::Malformed)?;
     if used == bytes.len() {
         Ok(message)
+    } else {
+        Err(CodecError::Trailing)
+    }
+}
+
+/// Encode `record` into all of `buf`, which is as large as the largest of its kind; zeroes fill what is left.
+pub fn pack<M: Serialize, const N: usize>(record: &M, buf: &mut [u8; N]) -> Result<(), CodecError> {
+    let used = bincode::serde::encode_into_slice(record, &mut buf[..], CONFIG.with_limit::<N>())
+        .map_err(|_| CodecError::TooLarge)?;
+    buf.iter_mut().skip(used).for_each(|byte| *byte = 0);
+    Ok(())
+}
+
+/// Decode what [`pack`] has made of a record: anything but zeroes after it is an error.
+pub fn unpack<M: DeserializeOwned, const N: usize>(buf: &[u8; N]) -> Result<M, CodecError> {
+    let (record, used) = bincode::serde::decode_from_slice(&buf[..], CONFIG.with_limit::<N>())
+        .map_err(|_| CodecError::Malformed)?;
+    if buf.iter().skip(used).all(|byte| *byte == 0) {
+        Ok(record)
     } else {
         Err(CodecError::Trailing)
     }

@@ -27,6 +27,7 @@ mod fds;
 mod link;
 mod message;
 
+pub use codec::{CodecError, pack, unpack};
 pub use link::{AgentLink, ForwarderLink, IpcError, MonitorEnd, agent_pair, forwarder_pair};
 pub use message::{
     FromAgent, FromForwarder, MAX_DESCRIPTORS, Request, RuleNotice, SocketKind, Supply, TapReport,
