@@ -67,6 +67,9 @@ pub enum ForwarderError {
     /// epoll could not be set up.
     #[error("Can't set up event polling")]
     Poll(#[source] io::Error),
+    /// There is nothing to forward from.
+    #[error("There is no tap")]
+    NoTap,
     /// The capture file could not be written.
     #[error("Can't write to packet capture file")]
     Pcap(#[source] io::Error),
@@ -84,12 +87,14 @@ pub enum ForwarderError {
 /// What the forwarder starts with.
 #[derive(Debug)]
 pub struct Inherited {
-    /// The tap, non-blocking, offloads set.
-    pub tap: OwnedFd,
+    /// The tap, non-blocking, offloads set; `None` with `--splice-only`.
+    pub tap: Option<OwnedFd>,
     /// Which offloads those are.
     pub offloads: Offloads,
     /// Our end of the pair with the monitor.
     pub control: OwnedFd,
+    /// Our end of the pair with the ns-agent; `None` in passt mode.
+    pub agent: Option<OwnedFd>,
     /// The capture file (`-p`).
     pub pcap: Option<OwnedFd>,
     /// Random bytes for the keyed hash and initial sequence numbers.
@@ -120,7 +125,10 @@ impl Forwarder {
             tso: inherited.offloads.csum && inherited.offloads.tso4 && inherited.offloads.tso6,
             uso: inherited.offloads.csum && inherited.offloads.uso,
         };
-        let tap = Tap::Tun(Tun::new(inherited.tap, offloads));
+        let tap = Tap::Tun(Tun::new(
+            inherited.tap.ok_or(ForwarderError::NoTap)?,
+            offloads,
+        ));
         let register = |fd: std::os::fd::BorrowedFd<'_>, token: Token| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_raw()))
         };

@@ -75,7 +75,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ipc::message::{FromAgent, FromForwarder, TapReport, ToForwarder};
+    use crate::config::rules::{Protocol, Rule, RuleId, Table};
+    use crate::ipc::message::{
+        FromAgent, FromForwarder, NamedRule, PortBlock, Request, RuleNotice, SocketKind, Supply,
+        TapReport, ToAgent, ToForwarder,
+    };
 
     fn round_trip<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &M) {
         let mut buf = [0; MAX_MESSAGE];
@@ -101,6 +105,53 @@ mod tests {
             index: 77,
             offloads: u32::MAX,
         }));
+        round_trip(&FromAgent::Failed {
+            rule: id(3),
+            port: 80,
+            errno: 98,
+        });
+        round_trip(&FromForwarder::Request(Request::Sockets(SocketKind::Udp6)));
+        round_trip(&ToForwarder::Supply(Supply::Rule(RuleNotice {
+            rule: id(9),
+            table: Table::Host,
+            protocol: Protocol::Udp,
+            target: Some("::1".parse().expect("address")),
+            first: 1,
+            last: 2,
+            to_first: 3,
+        })));
+        round_trip(&ToAgent::Ports(PortBlock {
+            protocol: Protocol::Tcp,
+            block: 255,
+            bits: [0xa5; 32],
+        }));
+    }
+
+    fn id(n: u16) -> RuleId {
+        RuleId(std::num::NonZeroU16::new(n).expect("not zero"))
+    }
+
+    #[test]
+    fn the_largest_rule_fits_and_comes_back() {
+        let rule = Rule {
+            protocol: Protocol::Udp,
+            listen: Some("2001:db8::1".parse().expect("address")),
+            interface: Some("fifteen-letters".to_owned()),
+            first: 1,
+            last: u16::MAX,
+            target: Some("2001:db8::2".parse().expect("address")),
+            to_first: 1,
+            best_effort: true,
+            auto_scan: true,
+        };
+        let named = NamedRule::new(id(u16::MAX), &rule).expect("short enough");
+        round_trip(&ToAgent::Rule(named));
+        assert_eq!(named.rule().as_ref(), Some(&rule));
+        let long = Rule {
+            interface: Some("sixteen--letters".to_owned()),
+            ..rule
+        };
+        assert!(NamedRule::new(id(1), &long).is_none());
     }
 
     #[test]

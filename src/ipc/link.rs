@@ -1,18 +1,23 @@
 //! The two ends of each pair, with types that say who may send what.
+//!
+//! Monitor and ns-agent send to the forwarder by waiting for room, at most seconds (see `scm::command_pair`): a
+//! forwarder that has stopped reading is broken. The forwarder never waits: [`ForwarderLink::request`].
 
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
+use super::Descriptors;
 use super::codec::{self, MAX_MESSAGE};
 use super::fds;
-use super::message::{FromAgent, FromForwarder, ToAgent, ToForwarder};
+use super::message::{FromAgent, FromForwarder, Parcel, Request, Supply, ToAgent, ToForwarder};
 use crate::sys::scm;
 
-/// Why a channel cannot be used any further. There is no recovery: whoever sees one of these ends.
+/// Why a channel cannot be used any further. There is no recovery, whoever sees one of these ends; only
+/// [`IpcError::Lost`] is an incident.
 #[derive(Debug, thiserror::Error)]
 pub enum IpcError {
     /// The kernel refused.
@@ -27,7 +32,16 @@ pub enum IpcError {
     /// Missing, surplus or lost descriptors.
     #[error("Wrong number of descriptors with a message between our processes")]
     Descriptors,
+    /// The receiver was out of descriptors, so this came without its own; all of them are closed. The channel goes
+    /// on: ask again later.
+    #[error("Out of descriptors")]
+    Lost(Supply),
 }
+
+/// How often, at most, and how long a sender waits for descriptors on their way to arrive: 10 s in all.
+const IN_FLIGHT_TRIES: u32 = 5000;
+/// See [`IN_FLIGHT_TRIES`].
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 
 /// One end: sends `S`, receives `R`.
 #[derive(Debug)]
@@ -36,7 +50,7 @@ struct Channel<S, R> {
     direction: PhantomData<fn(S) -> R>,
 }
 
-impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
+impl<S: Serialize, R: Parcel> Channel<S, R> {
     fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
@@ -44,39 +58,59 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
         }
     }
 
-    fn send(&self, message: &S, fd: Option<BorrowedFd<'_>>) -> Result<(), IpcError> {
+    fn send(&self, message: &S, fds: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
         let mut buf = [0; MAX_MESSAGE];
         let n = codec::encode(message, &mut buf).map_err(|_| IpcError::Malformed)?;
         let bytes = buf.get(..n).ok_or(IpcError::Malformed)?;
-        match fd {
-            None => scm::send(self.socket.as_fd(), bytes)?,
-            Some(fd) => scm::send_with_fd(self.socket.as_fd(), bytes, fd)?,
+        if fds.is_empty() {
+            return Ok(scm::send(self.socket.as_fd(), bytes)?);
         }
-        Ok(())
+        // All processes of a user together may have no more on their way than one may have open (ETOOMANYREFS).
+        for _ in 0..IN_FLIGHT_TRIES {
+            match scm::send_with_fds(self.socket.as_fd(), bytes, fds) {
+                Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                    scm::pause(IN_FLIGHT_PAUSE);
+                }
+                other => return Ok(other?),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::ETOOMANYREFS).into())
     }
 
-    /// Wait for the next message; `None` at end of file.
-    fn receive(&self) -> Result<Option<(R, Option<OwnedFd>)>, IpcError> {
+    /// Send unless there is no room; false then.
+    fn try_send(&self, message: &S) -> Result<bool, IpcError> {
         let mut buf = [0; MAX_MESSAGE];
-        let Some((n, fd)) = fds::receive(self.socket.as_fd(), &mut buf)? else {
-            return Ok(None);
-        };
+        let n = codec::encode(message, &mut buf).map_err(|_| IpcError::Malformed)?;
         let bytes = buf.get(..n).ok_or(IpcError::Malformed)?;
-        let message = codec::decode(bytes).map_err(|_| IpcError::Malformed)?;
-        Ok(Some((message, fd)))
+        match scm::try_send(self.socket.as_fd(), bytes) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Wait for the next message.
+    fn receive(&self, fds: &mut Descriptors) -> Result<R, IpcError> {
+        fds::receive(self.socket.as_fd(), fds, true)?.ok_or(IpcError::Closed)
+    }
+
+    fn try_receive(&self, fds: &mut Descriptors) -> Result<Option<R>, IpcError> {
+        fds::receive(self.socket.as_fd(), fds, false)
     }
 
     /// Wait for the next message of a kind that never comes with a descriptor.
     fn receive_plain(&self) -> Result<R, IpcError> {
-        match self.receive()? {
-            None => Err(IpcError::Closed),
-            Some((_, Some(_))) => Err(IpcError::Descriptors),
-            Some((message, None)) => Ok(message),
+        let mut none = Descriptors::new();
+        let message = self.receive(&mut none)?;
+        if none.is_empty() {
+            Ok(message)
+        } else {
+            Err(IpcError::Descriptors)
         }
     }
 }
 
-/// The forwarder's end of its pair.
+/// The forwarder's end of its pair with the monitor.
 #[derive(Debug)]
 pub struct ForwarderLink(Channel<FromForwarder, ToForwarder>);
 
@@ -89,13 +123,15 @@ impl ForwarderLink {
 
     /// Tell the monitor that we are confined; `confinement` are the bits of `sandbox::Achieved`.
     pub fn ready(&self, confinement: u32) -> Result<(), IpcError> {
-        self.0.send(&FromForwarder::Ready { confinement }, None)
+        self.0.send(&FromForwarder::Ready { confinement }, &[])
     }
 
     /// Block until the monitor says go. [`IpcError::Closed`]: it died or gave up.
     pub fn wait_go(&self) -> Result<(), IpcError> {
-        let ToForwarder::Go = self.0.receive_plain()?;
-        Ok(())
+        match self.0.receive_plain()? {
+            ToForwarder::Go => Ok(()),
+            ToForwarder::Supply(_) | ToForwarder::Report => Err(IpcError::Malformed),
+        }
     }
 
     /// The monitor has something to say after go: so far that can only be its end.
@@ -104,9 +140,45 @@ impl ForwarderLink {
     /// [`IpcError::Closed`] is the orderly one.
     pub fn closed(&self) -> IpcError {
         match self.0.receive_plain() {
-            Ok(ToForwarder::Go) => IpcError::Malformed,
+            Ok(_) => IpcError::Malformed,
             Err(e) => e,
         }
+    }
+
+    /// Block for the next message: before confinement, and until [`ToForwarder::Go`].
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`]: the monitor died or gave up. [`IpcError::Lost`]: go on.
+    pub fn receive(&self, fds: &mut Descriptors) -> Result<ToForwarder, IpcError> {
+        self.0.receive(fds)
+    }
+
+    /// Block for the next message of the start, up to [`Supply::Complete`].
+    ///
+    /// # Errors
+    /// As [`ForwarderLink::receive`]; anything but a supply is malformed.
+    pub fn receive_supply_blocking(&self, fds: &mut Descriptors) -> Result<Supply, IpcError> {
+        match self.0.receive(fds)? {
+            ToForwarder::Supply(supply) => Ok(supply),
+            ToForwarder::Go | ToForwarder::Report => Err(IpcError::Malformed),
+        }
+    }
+
+    /// The next message, `None` if there is none now. Its descriptors, as many as it says, are in `fds`.
+    /// One call is one recvmsg(2); nothing is allocated.
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`]: the orderly end. [`IpcError::Lost`]: go on.
+    pub fn try_receive(&self, fds: &mut Descriptors) -> Result<Option<ToForwarder>, IpcError> {
+        self.0.try_receive(fds)
+    }
+
+    /// Ask for something; false: no room, try later. Never waits.
+    ///
+    /// # Errors
+    /// The monitor is gone.
+    pub fn request(&self, request: Request) -> Result<bool, IpcError> {
+        self.0.try_send(&FromForwarder::Request(request))
     }
 }
 
@@ -116,7 +188,84 @@ impl AsFd for ForwarderLink {
     }
 }
 
-/// The ns-agent's end of its pair.
+/// The forwarder's end of its pair with the ns-agent.
+#[derive(Debug)]
+pub struct SupplyLink(Channel<Request, Supply>);
+
+impl SupplyLink {
+    /// Adopt the inherited socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(Channel::new(socket))
+    }
+
+    /// Block for the next message of the start, up to [`Supply::Complete`]. What comes from the monitor is to be
+    /// read first: the ns-agent may be waiting for it.
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`]: the ns-agent is gone. [`IpcError::Lost`]: go on.
+    pub fn receive_supply_blocking(&self, fds: &mut Descriptors) -> Result<Supply, IpcError> {
+        self.0.receive(fds)
+    }
+
+    /// As [`ForwarderLink::try_receive`].
+    ///
+    /// # Errors
+    /// As [`ForwarderLink::try_receive`].
+    pub fn try_receive(&self, fds: &mut Descriptors) -> Result<Option<Supply>, IpcError> {
+        self.0.try_receive(fds)
+    }
+
+    /// As [`ForwarderLink::request`].
+    ///
+    /// # Errors
+    /// The ns-agent is gone.
+    pub fn request(&self, request: Request) -> Result<bool, IpcError> {
+        self.0.try_send(&request)
+    }
+}
+
+impl AsFd for SupplyLink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+/// The ns-agent's end of its pair with the forwarder.
+#[derive(Debug)]
+pub struct SupplierEnd(Channel<Supply, Request>);
+
+impl SupplierEnd {
+    /// Adopt the inherited socket.
+    #[must_use]
+    pub fn new(socket: OwnedFd) -> Self {
+        Self(Channel::new(socket))
+    }
+
+    /// Send, waiting for room.
+    ///
+    /// # Errors
+    /// The forwarder is gone, or has not read for seconds.
+    pub fn send(&self, supply: Supply, fds: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
+        self.0.send(&supply, fds)
+    }
+
+    /// The next request, `None` if there is none now.
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`]: the forwarder is gone. Anything else: it is not to be trusted.
+    pub fn try_receive(&self) -> Result<Option<Request>, IpcError> {
+        self.0.try_receive(&mut Descriptors::new())
+    }
+}
+
+impl AsFd for SupplierEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+/// The ns-agent's end of its pair with the monitor.
 #[derive(Debug)]
 pub struct AgentLink(Channel<FromAgent, ToAgent>);
 
@@ -129,15 +278,23 @@ impl AgentLink {
 
     /// Send `message`, and the tap with [`FromAgent::Tap`].
     pub fn send(&self, message: FromAgent, fd: Option<BorrowedFd<'_>>) -> Result<(), IpcError> {
-        self.0.send(&message, fd)
+        self.0.send(&message, fd.as_slice())
     }
 
     /// Block until the channel ends; the error says how: [`IpcError::Closed`] is the orderly end.
     pub fn wait_end(&self) -> IpcError {
         match self.0.receive_plain() {
-            Ok(nothing) => match nothing {},
+            Ok(_) => IpcError::Malformed,
             Err(e) => e,
         }
+    }
+
+    /// The next message, `None` if there is none now.
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`] is the orderly end.
+    pub fn try_receive(&self) -> Result<Option<ToAgent>, IpcError> {
+        self.0.try_receive(&mut Descriptors::new())
     }
 }
 
@@ -151,20 +308,54 @@ impl AsFd for AgentLink {
 #[derive(Debug)]
 pub struct MonitorEnd<S, R>(Channel<S, R>);
 
-impl<S: Serialize, R: DeserializeOwned> MonitorEnd<S, R> {
-    /// Send `message`.
+impl<S: Serialize, R: Parcel> MonitorEnd<S, R> {
+    /// Send `message`, waiting for room.
     pub fn send(&self, message: &S) -> Result<(), IpcError> {
-        self.0.send(message, None)
+        self.0.send(message, &[])
     }
 
     /// Block for the next message and the descriptor that came with it, if one did.
     pub fn receive(&self) -> Result<(R, Option<OwnedFd>), IpcError> {
-        self.0.receive()?.ok_or(IpcError::Closed)
+        let mut fds = Descriptors::new();
+        let message = self.0.receive(&mut fds)?;
+        Ok((message, fds.pop()))
     }
 
     /// Block for the next message; a descriptor with it is an error.
     pub fn receive_plain(&self) -> Result<R, IpcError> {
         self.0.receive_plain()
+    }
+
+    /// The next message, `None` if there is none now; a descriptor with it is an error.
+    ///
+    /// # Errors
+    /// [`IpcError::Closed`]: the other process is gone, or is about to be.
+    pub fn try_receive(&self) -> Result<Option<R>, IpcError> {
+        let mut fds = Descriptors::new();
+        let message = self.0.try_receive(&mut fds)?;
+        if fds.is_empty() {
+            Ok(message)
+        } else {
+            Err(IpcError::Descriptors)
+        }
+    }
+}
+
+impl<R: Parcel> MonitorEnd<ToForwarder, R> {
+    /// Send a supply and its descriptors, waiting for room.
+    ///
+    /// # Errors
+    /// The forwarder is gone, or has not read for seconds.
+    pub fn supply(&self, supply: Supply, fds: &[BorrowedFd<'_>]) -> Result<(), IpcError> {
+        self.0.send(&ToForwarder::Supply(supply), fds)
+    }
+
+    /// Have a report written to `stream`.
+    ///
+    /// # Errors
+    /// As [`MonitorEnd::supply`].
+    pub fn report(&self, stream: BorrowedFd<'_>) -> Result<(), IpcError> {
+        self.0.send(&ToForwarder::Report, &[stream])
     }
 }
 
@@ -176,19 +367,25 @@ impl<S, R> AsFd for MonitorEnd<S, R> {
 
 /// A pair for the forwarder: the monitor's end and the socket the forwarder makes its link of.
 pub fn forwarder_pair() -> Result<(MonitorEnd<ToForwarder, FromForwarder>, OwnedFd), IpcError> {
-    let (ours, theirs) = scm::seqpacket_pair()?;
+    let (ours, theirs) = scm::command_pair()?;
     Ok((MonitorEnd(Channel::new(ours)), theirs))
 }
 
 /// A pair for the ns-agent: the monitor's end and the socket the ns-agent makes its link of.
 pub fn agent_pair() -> Result<(MonitorEnd<ToAgent, FromAgent>, OwnedFd), IpcError> {
-    let (ours, theirs) = scm::seqpacket_pair()?;
+    let (ours, theirs) = scm::command_pair()?;
     Ok((MonitorEnd(Channel::new(ours)), theirs))
+}
+
+/// A pair between the ns-agent and the forwarder: the sockets for [`SupplierEnd`] and [`SupplyLink`].
+pub fn supply_pair() -> Result<(OwnedFd, OwnedFd), IpcError> {
+    Ok(scm::command_pair()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::rules::RuleId;
     use crate::ipc::message::TapReport;
 
     #[test]
@@ -233,6 +430,71 @@ mod tests {
             monitor.receive_plain(),
             Err(IpcError::Descriptors)
         ));
+        agent.send(tap, None).expect("send");
+        assert!(matches!(monitor.receive(), Err(IpcError::Descriptors)));
+    }
+
+    fn rule(n: u16) -> RuleId {
+        RuleId(std::num::NonZeroU16::new(n).expect("not zero"))
+    }
+
+    #[test]
+    fn a_supply_has_exactly_the_descriptors_it_names() {
+        let (agent, forwarder) = supply_pair().expect("pair");
+        let (agent, forwarder) = (SupplierEnd::new(agent), SupplyLink::new(forwarder));
+        let listeners = |count| Supply::Listeners {
+            rule: rule(7),
+            offset: 3,
+            count,
+        };
+        let fd = forwarder.as_fd();
+        let mut fds = Descriptors::new();
+        assert!(matches!(forwarder.try_receive(&mut fds), Ok(None)));
+        for (named, sent) in [
+            (1_u8, 1),
+            (32, 32),
+            (2, 1),
+            (1, 2),
+            (0, 0),
+            (33, 32),
+            (0, 1),
+        ] {
+            agent.send(listeners(named), &vec![fd; sent]).expect("send");
+            let received = forwarder.try_receive(&mut fds);
+            if usize::from(named) == sent && sent > 0 {
+                assert_eq!(received.expect("valid"), Some(listeners(named)));
+                assert_eq!(fds.len(), sent);
+            } else {
+                assert!(received.is_err(), "{named} {sent}");
+                assert!(fds.is_empty());
+            }
+        }
+        drop(agent);
+        assert!(matches!(
+            forwarder.try_receive(&mut fds),
+            Err(IpcError::Closed)
+        ));
+    }
+
+    #[test]
+    fn a_request_that_finds_no_room_is_refused_and_not_waited_for() {
+        let (agent, forwarder) = supply_pair().expect("pair");
+        let (agent, forwarder) = (SupplierEnd::new(agent), SupplyLink::new(forwarder));
+        let request = Request::Listener {
+            rule: rule(1),
+            offset: 0,
+        };
+        let mut sent = 0;
+        while forwarder.request(request).expect("not closed") {
+            sent += 1;
+        }
+        let mut received = 0;
+        while let Some(r) = agent.try_receive().expect("valid") {
+            assert_eq!(r, request);
+            received += 1;
+        }
+        assert_eq!(sent, received);
+        assert!(forwarder.request(request).expect("not closed"));
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 use std::net::IpAddr;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::rules::{Protocol, RuleId, Table};
+use crate::config::rules::{MAX_INTERFACE_NAME, Protocol, Rule, RuleId, Table};
+use crate::sys::scm::MAX_FDS;
 
 /// Most descriptors beside one message.
-pub const MAX_DESCRIPTORS: usize = 32;
+pub const MAX_DESCRIPTORS: usize = MAX_FDS;
 
 /// What the monitor (for the host's network) and the ns-agent (for the namespace's) give the forwarder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -116,6 +118,11 @@ pub enum Request {
 pub enum ToForwarder {
     /// Everything is in place: the first guest byte may be read.
     Go,
+    /// Listeners of the host's network, and what they are for.
+    Supply(Supply),
+    /// Write a report to the stream socket that comes with this. There is none beside it if the forwarder was out
+    /// of descriptors: whoever asked has seen the end of the stream then.
+    Report,
 }
 
 /// Forwarder to monitor.
@@ -126,21 +133,133 @@ pub enum FromForwarder {
         /// What was achieved: the bits of `sandbox::Achieved`.
         confinement: u32,
     },
+    /// Something is missing.
+    Request(Request),
 }
 
-/// Monitor to ns-agent: nothing. It holds still until end of file.
+/// Which ports of 256 consecutive ones are listened on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum ToAgent {}
+pub struct PortBlock {
+    /// Whose ports.
+    pub protocol: Protocol,
+    /// Ports from 256 times this.
+    pub block: u8,
+    /// Bit `p % 8` of byte `p / 8` is port `p` of the block.
+    pub bits: [u8; 32],
+}
+
+/// A rule under its name, as fixed-size text-free data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NamedRule {
+    /// Its name.
+    pub id: RuleId,
+    protocol: Protocol,
+    listen: Option<IpAddr>,
+    interface: [u8; INTERFACE],
+    first: u16,
+    last: u16,
+    target: Option<IpAddr>,
+    to_first: u16,
+    best_effort: bool,
+    auto_scan: bool,
+}
+
+/// An interface name with at least one zero after it (`IFNAMSIZ`).
+const INTERFACE: usize = MAX_INTERFACE_NAME + 1;
+
+impl NamedRule {
+    /// `None` if the interface's name is longer than any interface's.
+    #[must_use]
+    pub fn new(id: RuleId, rule: &Rule) -> Option<Self> {
+        let name = rule.interface.as_deref().unwrap_or_default().as_bytes();
+        let mut interface = [0; INTERFACE];
+        interface
+            .get_mut(..name.len())
+            .filter(|room| room.len() < INTERFACE)?
+            .copy_from_slice(name);
+        Some(Self {
+            id,
+            protocol: rule.protocol,
+            listen: rule.listen,
+            interface,
+            first: rule.first,
+            last: rule.last,
+            target: rule.target,
+            to_first: rule.to_first,
+            best_effort: rule.best_effort,
+            auto_scan: rule.auto_scan,
+        })
+    }
+
+    /// The rule. `None` if its interface is no text.
+    #[must_use]
+    pub fn rule(&self) -> Option<Rule> {
+        let name = self.interface.split(|b| *b == 0).next().unwrap_or_default();
+        let name = std::str::from_utf8(name).ok()?;
+        Some(Rule {
+            protocol: self.protocol,
+            listen: self.listen,
+            interface: (!name.is_empty()).then(|| name.to_owned()),
+            first: self.first,
+            last: self.last,
+            target: self.target,
+            to_first: self.to_first,
+            best_effort: self.best_effort,
+            auto_scan: self.auto_scan,
+        })
+    }
+}
+
+/// Monitor to ns-agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// What the host listens on, where it has changed.
+    Ports(PortBlock),
+    /// A new table follows, rule by rule.
+    Begin,
+    /// One of its rules.
+    Rule(NamedRule),
+    /// That was all: bind what is new, change nothing else, and answer.
+    Prepare,
+    /// The host's side is prepared too: put the new table into force.
+    Commit,
+    /// Forget it: everything stays as it was.
+    Abort,
+}
 
 /// ns-agent to monitor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum FromAgent {
     /// The tap is open and the namespace configured; the tap's descriptor comes with it.
     Tap(TapReport),
+    /// The namespace is configured; there is no tap in it.
+    NoTap,
+    /// What the namespace listens on, where it has changed.
+    Ports(PortBlock),
     /// Confined.
     Ready {
         /// What was achieved: the bits of `sandbox::Achieved`.
         confinement: u32,
+    },
+    /// Everything a new table needs is there.
+    Prepared,
+    /// It is not.
+    Failed {
+        /// The rule.
+        rule: RuleId,
+        /// Its port.
+        port: u16,
+        /// Why.
+        errno: i32,
+    },
+    /// How many ports of a rule are open now.
+    Status {
+        /// The rule.
+        rule: RuleId,
+        /// Open ones.
+        open: u32,
+        /// Ones that should be open and cannot be.
+        missing: u32,
     },
 }
 
@@ -153,4 +272,85 @@ pub struct TapReport {
     pub index: u32,
     /// Offloads in force, as bits of `sys::tun::Offloads`.
     pub offloads: u32,
+}
+
+/// A message whose type says how many descriptors come with it.
+pub trait Parcel: DeserializeOwned {
+    /// How many; `None`: the message contradicts itself.
+    fn descriptors(&self) -> Option<usize>;
+
+    /// What becomes of the message if they could not be taken, all of them closed: `None` ends the channel.
+    fn lost(self) -> Option<Lost<Self>> {
+        None
+    }
+}
+
+/// What a receiver makes of a message without its descriptors.
+#[derive(Debug)]
+pub enum Lost<M> {
+    /// It means something as it is.
+    Still(M),
+    /// Worth asking for again.
+    Supply(Supply),
+}
+
+impl Parcel for Supply {
+    fn descriptors(&self) -> Option<usize> {
+        match self {
+            Self::Listeners { count, .. } | Self::Sockets { count, .. } => {
+                Some(usize::from(*count)).filter(|n| (1..=MAX_DESCRIPTORS).contains(n))
+            }
+            Self::Rule(_)
+            | Self::Move { .. }
+            | Self::Close { .. }
+            | Self::Forget { .. }
+            | Self::Complete => Some(0),
+        }
+    }
+
+    fn lost(self) -> Option<Lost<Self>> {
+        Some(Lost::Supply(self))
+    }
+}
+
+impl Parcel for ToForwarder {
+    fn descriptors(&self) -> Option<usize> {
+        match self {
+            Self::Go => Some(0),
+            Self::Supply(supply) => supply.descriptors(),
+            Self::Report => Some(1),
+        }
+    }
+
+    fn lost(self) -> Option<Lost<Self>> {
+        match self {
+            Self::Go => None,
+            Self::Supply(supply) => Some(Lost::Supply(supply)),
+            Self::Report => Some(Lost::Still(self)),
+        }
+    }
+}
+
+impl Parcel for FromAgent {
+    fn descriptors(&self) -> Option<usize> {
+        Some(usize::from(matches!(self, Self::Tap(_))))
+    }
+}
+
+impl Parcel for FromForwarder {
+    fn descriptors(&self) -> Option<usize> {
+        Some(0)
+    }
+}
+
+impl Parcel for Request {
+    fn descriptors(&self) -> Option<usize> {
+        Some(0)
+    }
+}
+
+impl Parcel for ToAgent {
+    fn descriptors(&self) -> Option<usize> {
+        Some(0)
+    }
 }

@@ -99,7 +99,8 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     // Only the maps needed our own files in /proc; nobody who shares our user looks in from here on.
     nix::sys::prctl::set_dumpable(false).map_err(|e| e.desc().to_owned())?;
     let inherited = Inherited {
-        tap: plan.tap,
+        tap: Some(plan.tap),
+        agent: None,
         offloads: plan.offloads,
         control,
         pcap: plan.pcap.map(OwnedFd::from),

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::clock;
-use crate::ipc::{IpcError, MonitorEnd};
+use crate::ipc::{IpcError, MonitorEnd, Parcel};
 use crate::log::{MAX_LINE, RateLimit};
 use crate::sandbox::{Achieved, Role};
 use crate::sys::process::{Child, Ended};
@@ -39,7 +38,7 @@ pub struct Helper<S, R> {
     ready: bool,
 }
 
-impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
+impl<S: Serialize, R: Parcel> Helper<S, R> {
     /// A process just started.
     #[must_use]
     pub fn new(role: Role, child: Child, link: MonitorEnd<S, R>, log: OwnedFd) -> Self {
@@ -86,9 +85,9 @@ impl<S: Serialize, R: DeserializeOwned> Helper<S, R> {
                 self.link = None;
                 Ok(None)
             }
-            Err(IpcError::Io(_) | IpcError::Malformed | IpcError::Descriptors) => {
-                Err(self.misbehaved())
-            }
+            Err(
+                IpcError::Io(_) | IpcError::Malformed | IpcError::Descriptors | IpcError::Lost(_),
+            ) => Err(self.misbehaved()),
         }
     }
 

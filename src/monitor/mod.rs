@@ -201,6 +201,8 @@ impl Monitor {
                 self.forwarder.ready(Achieved::from_bits(confinement))?;
                 self.release_if_ready()
             }
+            // It has been given nothing that it could ask for again.
+            Some(FromForwarder::Request(_)) => Err(self.forwarder.misbehaved()),
         }
     }
 
@@ -212,7 +214,7 @@ impl Monitor {
                 self.release_if_ready()
             }
             // The launcher took the tap before it became the monitor: there is only one.
-            Some(FromAgent::Tap(_)) => Err(self.agent.misbehaved()),
+            Some(_) => Err(self.agent.misbehaved()),
         }
     }
 
