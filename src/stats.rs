@@ -42,11 +42,13 @@ pub enum Drop {
     OutOfWindow,
     /// Memory for kept data is exhausted.
     NoBuffer,
+    /// A connection or datagram from outside whose end points a live flow has already.
+    KeyTaken,
 }
 
 impl Drop {
     /// Every reason, in display order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Truncated,
         Self::Malformed,
         Self::Checksum,
@@ -62,6 +64,7 @@ impl Drop {
         Self::NoFlow,
         Self::OutOfWindow,
         Self::NoBuffer,
+        Self::KeyTaken,
     ];
 
     /// Stable name used in `--stats` and, later, in JSON.
@@ -83,6 +86,7 @@ impl Drop {
             Self::NoFlow => "no-flow",
             Self::OutOfWindow => "out-of-window",
             Self::NoBuffer => "no-buffer",
+            Self::KeyTaken => "key-taken",
         }
     }
 }

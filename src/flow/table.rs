@@ -132,6 +132,15 @@ impl<T, K: Copy + Eq + Hash> Table<T, K> {
         })
     }
 
+    /// Flows numbered `from` and higher, in order of their numbers.
+    pub fn iter_from(&self, from: FlowId) -> impl Iterator<Item = (FlowId, &K, &T)> {
+        let rest = self.slots.get(from.index()..).unwrap_or_default();
+        rest.iter().zip(from.0..).filter_map(|(slot, number)| {
+            let (key, value) = slot.as_ref()?;
+            Some((FlowId(number), key, value))
+        })
+    }
+
     /// The first flow numbered `from` or higher: for walks that change the table as they go.
     #[must_use]
     pub fn first_from(&self, from: FlowId) -> Option<FlowId> {

@@ -1,6 +1,11 @@
 //! What a flow has carried: bytes and packets, each way.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use super::id::{FlowId, Key};
+use crate::config::rules::RuleId;
 
 /// Counters of one flow, or the sum over several. Payload only; a super-frame or one read counts as one packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -35,4 +40,21 @@ impl Traffic {
         self.packets_in = self.packets_in.saturating_add(other.packets_in);
         self.packets_out = self.packets_out.saturating_add(other.packets_out);
     }
+}
+
+/// A flow as reports show it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowView {
+    /// Its number, by which a report that was interrupted goes on.
+    pub id: FlowId,
+    /// Both ends, as the guest sees them.
+    pub key: Key,
+    /// The forwarding rule it came by.
+    pub rule: Option<RuleId>,
+    /// The remote end began.
+    pub inbound: bool,
+    /// What it has carried so far.
+    pub traffic: Traffic,
+    /// How long ago the guest was last heard on it.
+    pub idle: Duration,
 }

@@ -15,7 +15,9 @@ use libc::{IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_NODELAY, c_int};
 use super::host::{EDGES, Host, IcmpError};
 use super::token::Token;
 use crate::addr::{Endpoint, Mac};
+use crate::config::rules::RuleId;
 use crate::flow::id::{FlowId, Key};
+use crate::flow::traffic::Traffic;
 use crate::flow::translate::{self, Protocol};
 use crate::stats::Drop;
 use crate::sys::stream;
@@ -38,6 +40,18 @@ pub struct Socket {
     offset_on: Cell<bool>,
 }
 
+impl Socket {
+    /// A non-blocking socket, connecting or accepted. `offset_on`: SO_PEEK_OFF is on already, as an accepted socket
+    /// inherits it from its listener.
+    pub(super) const fn new(fd: OwnedFd, offsets: bool, offset_on: bool) -> Self {
+        Self {
+            fd,
+            offsets,
+            offset_on: Cell::new(offset_on),
+        }
+    }
+}
+
 /// Which TCP sockets have SO_PEEK_OFF: those of IPv4 since Linux 6.9, those of IPv6 some versions later.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct PeekOffsets {
@@ -57,7 +71,8 @@ impl PeekOffsets {
         }
     }
 
-    const fn of(self, ip: IpAddr) -> bool {
+    /// Does a connection with this address have it?
+    pub(super) const fn of(self, ip: IpAddr) -> bool {
         match ip {
             IpAddr::V4(_) => self.v4,
             IpAddr::V6(_) => self.v6,
@@ -138,11 +153,8 @@ impl Host {
             }
         };
         prepare().map_err(|e| start_error(&e))?;
-        Ok(Socket {
-            fd,
-            offsets: self.peek_offsets.of(to.dst.ip),
-            offset_on: Cell::new(false),
-        })
+        let offsets = self.peek_offsets.of(to.dst.ip);
+        Ok(Socket::new(fd, offsets, false))
     }
 
     /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one. 0: there will be no more.
@@ -281,6 +293,10 @@ impl Io for Host {
         self.start_connection(id, key)
     }
 
+    fn adopt(&mut self, id: FlowId, socket: &Socket) -> bool {
+        self.watch(&socket.fd, EDGES, Token::Tcp(id)).is_ok()
+    }
+
     fn connected(&mut self, socket: &Socket) -> Connecting {
         /// include/net/tcp_states.h
         const TCP_SYN_SENT: u8 = 2;
@@ -373,6 +389,8 @@ impl Io for Host {
     fn drop(&mut self, why: Drop) {
         self.link.counters.drop(why);
     }
+
+    fn finished(&mut self, _: Option<RuleId>, _: &Traffic) {}
 }
 
 fn engine_info(i: &stream::TcpInfo) -> Info {
@@ -445,11 +463,7 @@ mod tests {
             let fd = stream::socket(at.ip()).unwrap();
             let _ = stream::connect(&fd, at);
             let (peer, from) = listener.accept().unwrap();
-            let socket = Socket {
-                fd,
-                offsets: host.peek_offsets.of(at.ip()),
-                offset_on: Cell::new(false),
-            };
+            let socket = Socket::new(fd, host.peek_offsets.of(at.ip()), false);
             Self {
                 host,
                 guest,

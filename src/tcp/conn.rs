@@ -11,7 +11,9 @@ use super::io::{Info, Io};
 use super::keep::{Kept, Pool};
 use super::recovery::{Rtt, Scoreboard, low};
 use crate::clock::Instant;
+use crate::config::rules::RuleId;
 use crate::flow::id::Key;
+use crate::flow::traffic::Traffic;
 use crate::wire::tcp::{Flags, Options, Repr, Seq};
 
 /// Our window scale towards guests that offer the option: windows up to 16 MiB, in steps of 256 bytes.
@@ -77,6 +79,12 @@ impl Facts {
     pub const TALK: Self = Self(1 << 25);
     /// Recovery began with a timeout.
     pub const TIMEOUT: Self = Self(1 << 21);
+    /// Our SYN is out and the guest has not answered: nothing of its side is known.
+    pub const CALLING: Self = Self(1 << 26);
+    /// The peer began: the socket was accepted.
+    pub const INBOUND: Self = Self(1 << 27);
+    /// The kernel was asked about the way to the peer.
+    pub const ASKED: Self = Self(1 << 28);
 
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -89,6 +97,8 @@ pub(super) struct Conn<S> {
     /// `None` only before `connect` returns and while lingering.
     pub socket: Option<S>,
     pub facts: Facts,
+    /// The forwarding rule it came by.
+    pub rule: Option<RuleId>,
 
     /// Next byte expected from the guest: all before it is in the socket or kept.
     pub rcv_nxt: Seq,
@@ -169,37 +179,63 @@ pub(super) struct Ctx<'a, I: Io> {
 
 impl<S> Conn<S> {
     /// A connection the guest asked for with the SYN `syn`.
-    pub fn new(syn: &Repr, isn: Seq, mss: u16, now: Instant) -> Self {
+    pub fn asked_for(syn: &Repr, isn: Seq, mss: u16, now: Instant) -> Self {
+        let mut conn = Self::new(Facts::CONNECTING, isn, mss, now);
+        conn.meet(syn);
+        conn
+    }
+
+    /// A connection that a peer opened and that the guest hears of now.
+    pub fn arrived(rule: Option<RuleId>, isn: Seq, mss: u16, now: Instant) -> Self {
+        let facts = Facts::CALLING.union(Facts::INBOUND);
+        Self {
+            rule,
+            ..Self::new(facts, isn, mss, now)
+        }
+    }
+
+    /// The guest's SYN (with or without ACK) has come: what it says of its side.
+    pub fn meet(&mut self, syn: &Repr) {
         let options = &syn.options;
-        let mut facts = Facts::CONNECTING.union(Facts::TALK);
         if options.window_scale.is_some() {
-            facts = facts.union(Facts::SCALED);
+            self.set(Facts::SCALED);
         }
         if options.sack_permitted {
-            facts = facts.union(Facts::SACK);
+            self.set(Facts::SACK);
         }
-        let rcv_nxt = syn.seq.add(1);
+        let first = syn.seq.add(1);
+        (self.rcv_nxt, self.rcv_acked, self.edge) = (first, first, first);
+        (self.host_nxt, self.peer_acked, self.fin_at) = (first, first, first);
+        self.snd_shift = options.window_scale.unwrap_or(0).min(14);
+        // A window in a SYN is never scaled (RFC 7323 section 2.2).
+        self.snd_wnd = u32::from(syn.window);
+        self.snd_wl1 = syn.seq;
+        self.mss = options.mss.unwrap_or(536).clamp(88, self.mss);
+    }
+
+    fn new(facts: Facts, isn: Seq, mss: u16, now: Instant) -> Self {
         Self {
             socket: None,
-            facts,
-            rcv_nxt,
-            rcv_acked: rcv_nxt,
-            edge: rcv_nxt,
-            host_nxt: rcv_nxt,
-            peer_acked: rcv_nxt,
+            facts: facts.union(Facts::TALK),
+            rule: None,
+            rcv_nxt: Seq(0),
+            rcv_acked: Seq(0),
+            edge: Seq(0),
+            host_nxt: Seq(0),
+            peer_acked: Seq(0),
             peer_base: 0,
             peer_rtt: 0,
-            fin_at: rcv_nxt,
+            fin_at: Seq(0),
             kept: Kept::NONE,
             frame_size: mss,
             frames: 0,
-            snd_shift: options.window_scale.unwrap_or(0).min(14),
+            snd_shift: 0,
             head: isn.add(1),
             snd_una: isn,
             snd_nxt: isn,
             peek: isn.add(1),
-            snd_wnd: u32::from(syn.window),
-            snd_wl1: syn.seq,
+            snd_wnd: 0,
+            snd_wl1: Seq(0),
             cwnd: super::to_guest::FIRST_CWND,
             ssthresh: u32::MAX,
             board: Scoreboard::EMPTY,
@@ -207,7 +243,7 @@ impl<S> Conn<S> {
             lost_to: isn,
             recover: isn,
             rtt: Rtt::new(),
-            mss: options.mss.unwrap_or(536).clamp(88, mss),
+            mss,
             consume_over: 0,
             dup_acks: 0,
             backoff: 0,
@@ -218,6 +254,11 @@ impl<S> Conn<S> {
             chore_at: Instant::NEVER,
             heard: now,
         }
+    }
+
+    /// What it has carried.
+    pub fn traffic(&self) -> Traffic {
+        Traffic::default()
     }
 
     pub const fn is(&self, fact: Facts) -> bool {
@@ -240,6 +281,7 @@ impl<S> Conn<S> {
     pub const fn is_open(&self) -> bool {
         !self.any(
             Facts::CONNECTING
+                .union(Facts::CALLING)
                 .union(Facts::SYN_SENT)
                 .union(Facts::LINGER),
         )
@@ -311,6 +353,7 @@ impl<S> Conn<S> {
         if info.min_rtt <= NEAR_RTT {
             self.set(Facts::NEAR);
         }
+        self.set(Facts::ASKED);
         self.peer_rtt = info.rtt;
         let count = u32::try_from(info.bytes_acked & 0xffff_ffff).unwrap_or(0);
         let acked = Seq(count.wrapping_add(self.peer_base)).min(self.host_nxt);

@@ -13,7 +13,7 @@ use super::conn::{Conn, Ctx, Facts};
 use super::io::{Io, Segment, SocketError};
 use crate::clock::Instant;
 use crate::stats::Drop;
-use crate::wire::tcp::{Flags, Seq};
+use crate::wire::tcp::{Flags, Repr, Seq};
 
 /// Most slices one send takes.
 const RUN: usize = 64;
@@ -80,6 +80,9 @@ impl<S> Conn<S> {
         let flags = segment.repr.flags;
         self.heard = ctx.now;
         self.unheard = 0;
+        if self.is(Facts::CALLING) {
+            return self.on_answer(ctx, segment);
+        }
         if flags.contains(Flags::RST) {
             return self.on_rst(ctx, segment);
         }
@@ -102,7 +105,7 @@ impl<S> Conn<S> {
                 ctx.io.emit(&ctx.key, &repr);
                 return Verdict::Carry;
             }
-            self.established(ctx.now, segment);
+            self.established(ctx.now, &segment.repr);
         }
         let end = segment.repr.seq.add(span(segment));
         if end.lt(self.rcv_acked) || segment.repr.seq.gt(self.edge.max(self.rcv_nxt)) {
@@ -149,7 +152,12 @@ impl<S> Conn<S> {
                 self.close_socket(ctx, true);
                 return Verdict::Restart;
             }
-            if self.is(Facts::SYN_SENT) {
+            let crossed = !pure && segment.repr.ack == self.snd_nxt && segment.repr.seq == first;
+            if self.is(Facts::SYN_SENT) && crossed {
+                // Both sides began, and the guest has got our SYN.
+                self.established(ctx.now, &segment.repr);
+                self.set(Facts::ACK_NOW);
+            } else if self.is(Facts::SYN_SENT) {
                 self.rtt.abandon();
                 self.emit_syn_ack(ctx);
             }
@@ -166,14 +174,20 @@ impl<S> Conn<S> {
     }
 
     /// The guest has completed the handshake.
-    fn established(&mut self, now: Instant, segment: &Segment<'_>) {
+    pub fn established(&mut self, now: Instant, repr: &Repr) {
         self.clear(Facts::SYN_SENT);
-        self.rtt.acked(segment.repr.ack, now);
+        self.rtt.acked(repr.ack, now);
         self.snd_una = self.snd_nxt;
         self.backoff = 0;
         self.rtx_at = Instant::NEVER;
-        self.snd_wnd = u32::from(segment.repr.window) << self.snd_shift;
-        self.snd_wl1 = segment.repr.seq;
+        // A window in a SYN is never scaled (RFC 7323 section 2.2).
+        let shift = if repr.flags.contains(Flags::SYN) {
+            0
+        } else {
+            self.snd_shift
+        };
+        self.snd_wnd = u32::from(repr.window) << shift;
+        self.snd_wl1 = repr.seq;
     }
 
     /// Window, SACK and cumulative acknowledgement. `false`: the segment is to be ignored.

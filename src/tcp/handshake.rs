@@ -19,7 +19,7 @@ use crate::wire::tcp::{Flags, Options, Repr, Seq};
 /// How long an entry answers repeated FINs: three of the kernel's retransmissions.
 const LINGER: Duration = Duration::from_millis(1500);
 /// The window in the SYN,ACK, which is never scaled (RFC 7323 section 2.2): a socket takes or we keep as much.
-const FIRST_WINDOW: u32 = 0xffff;
+pub(super) const FIRST_WINDOW: u32 = 0xffff;
 /// Times a SYN,ACK is sent again before the guest counts as gone (tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
 /// A larger amount than this is consumed at once whatever the receive window.
@@ -131,8 +131,13 @@ impl<S> Conn<S> {
 
     /// The connection is over before its time: tell the guest, and the peer with `reset`.
     pub fn abort<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>, reset: bool) {
-        let repr = self.header(&ctx.key, self.snd_nxt, Flags::RST);
-        ctx.io.emit(&ctx.key, &repr);
+        if self.is(Facts::CALLING) {
+            // Nothing is known to acknowledge.
+            refuse(ctx.io, &ctx.key, self.snd_nxt, None);
+        } else {
+            let repr = self.header(&ctx.key, self.snd_nxt, Flags::RST);
+            ctx.io.emit(&ctx.key, &repr);
+        }
         self.close_socket(ctx, reset);
     }
 }

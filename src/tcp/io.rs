@@ -17,7 +17,9 @@
 use std::io::IoSlice;
 
 use crate::addr::Endpoint;
+use crate::config::rules::RuleId;
 use crate::flow::id::{FlowId, Key};
+use crate::flow::traffic::Traffic;
 use crate::stats::Drop;
 use crate::wire::tcp::{Repr, Seq};
 
@@ -158,6 +160,10 @@ pub trait Io {
     /// See [`ConnectError`]; nothing is left behind. EINPROGRESS is success.
     fn connect(&mut self, id: FlowId, key: &Key) -> Result<Self::Socket, ConnectError>;
 
+    /// Register the socket of a connection that a peer has opened under `id`, as `connect` does with its own. If there
+    /// is input already, that is an edge. `false`: it cannot be done; the engine resets the socket.
+    fn adopt(&mut self, id: FlowId, socket: &Self::Socket) -> bool;
+
     /// Has it connected? Asked on the first edges only.
     fn connected(&mut self, socket: &Self::Socket) -> Connecting;
 
@@ -215,6 +221,10 @@ pub trait Io {
     /// Send an ICMP error to the guest about the SYN it sent with sequence number `seq` on this flow.
     fn unreachable(&mut self, key: &Key, seq: Seq, why: Unreachable);
 
-    /// Count a segment that was not carried.
+    /// Count a segment or an arrival that was not carried.
     fn drop(&mut self, why: Drop);
+
+    /// A connection is over, and this is what it has carried. Said once of each; the connection is no longer among
+    /// [`super::Engine::flows`].
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic);
 }

@@ -20,7 +20,7 @@
 //!
 //! The engine makes no system call and reads no clock: events come in through its methods, and it acts through [`Io`].
 //! It allocates nothing after construction. The state of a connection is in [`conn`], deadlines in [`timer`],
-//! beginning and end in [`handshake`].
+//! beginning and end in [`handshake`], connections that begin outside in [`arrive`].
 #![cfg_attr(
     not(test),
     deny(
@@ -33,6 +33,7 @@
 )]
 
 mod ack;
+mod arrive;
 mod conn;
 mod from_guest;
 mod handshake;
@@ -42,15 +43,18 @@ mod recovery;
 mod timer;
 mod to_guest;
 
+pub use arrive::Arrival;
 pub use io::{Io, Readiness, Segment};
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::flow::hash::Keyed;
 use crate::flow::id::{FlowId, Key};
 use crate::flow::table::Table;
 use crate::flow::timers::Wheel;
+use crate::flow::traffic::FlowView;
 use crate::stats::Drop;
 use crate::wire::tcp::{Flags, Seq};
 use conn::{Conn, Ctx, Facts};
@@ -74,6 +78,12 @@ pub struct Limits {
     pub pool: usize,
     /// Unanswered retransmissions before a guest is given up (tcp_retries2).
     pub retries: u8,
+    /// Repetitions of a SYN after doubling times before a guest that does not answer is given up (tcp_syn_retries).
+    pub syn_retries: u8,
+    /// Repetitions before those, a second apart (tcp_syn_linear_timeouts; 0 on kernels without it).
+    pub syn_linear: u8,
+    /// Most time between repetitions of a SYN (tcp_rto_max_ms).
+    pub rto_max: Duration,
     /// Secret for lookup and initial sequence numbers: random.
     pub seed: [u8; 16],
 }
@@ -88,6 +98,9 @@ impl Limits {
             tap_queue: 1000,
             pool: 32 << 20,
             retries: 15,
+            syn_retries: 6,
+            syn_linear: 4,
+            rto_max: Duration::from_secs(120),
             seed,
         }
     }
@@ -229,7 +242,7 @@ impl<I: Io> Engine<I> {
         let Some(Some((verdict, segment))) = verdict else {
             return;
         };
-        self.remove(id);
+        self.remove(io, id);
         if verdict == Verdict::Restart {
             self.open(io, now, &segment);
         }
@@ -282,7 +295,7 @@ impl<I: Io> Engine<I> {
             return;
         }
         let isn = handshake::initial_seq(&self.secret, &key, now);
-        let conn = Conn::new(&segment.repr, isn, self.limits.mss(&key), now);
+        let conn = Conn::asked_for(&segment.repr, isn, self.limits.mss(&key), now);
         let Some(id) = self.table.insert(key, conn) else {
             io.drop(Drop::TableFull);
             handshake::refuse(io, &key, Seq(0), Some(next));
@@ -306,14 +319,14 @@ impl<I: Io> Engine<I> {
                 handshake::refuse(io, &key, Seq(0), Some(next));
             }
         }
-        self.remove(id);
+        self.remove(io, id);
     }
 
     /// Something happened on the socket of connection `id`.
     pub fn on_socket(&mut self, io: &mut I, now: Instant, id: FlowId, ready: Readiness) {
         let alive = self.with(io, now, id, |conn, ctx| conn.on_socket(ctx, ready));
         if alive == Some(false) {
-            self.remove(id);
+            self.remove(io, id);
         }
     }
 
@@ -325,7 +338,7 @@ impl<I: Io> Engine<I> {
                 conn.on_timer(ctx) && conn.finish(ctx)
             }) == Some(false)
             {
-                self.remove(id);
+                self.remove(io, id);
             }
         }
         // Those that are still not through queue up again behind the others.
@@ -341,7 +354,7 @@ impl<I: Io> Engine<I> {
                 conn.finish(ctx)
             });
             if alive == Some(false) {
-                self.remove(id);
+                self.remove(io, id);
             }
         }
     }
@@ -407,9 +420,33 @@ impl<I: Io> Engine<I> {
         Some(result)
     }
 
-    fn remove(&mut self, id: FlowId) {
+    /// The socket of connection `id` is closed, or never was: forget it.
+    fn remove(&mut self, io: &mut I, id: FlowId) {
         self.wheel.cancel(id.0);
-        self.table.remove(id);
+        if let Some(conn) = self.table.remove(id).filter(|c| !c.is(Facts::LINGER)) {
+            io.finished(conn.rule, &conn.traffic());
+        }
+    }
+
+    /// Is connection `id` over but for repeated FINs?
+    fn lingers(&self, id: FlowId) -> bool {
+        self.table.get(id).is_some_and(|c| c.is(Facts::LINGER))
+    }
+
+    /// Connections numbered `from` and higher, in order: what is asked for report after report can go on where it
+    /// stopped. Those that only linger are not among them.
+    pub fn flows(&self, now: Instant, from: FlowId) -> impl Iterator<Item = FlowView> {
+        self.table
+            .iter_from(from)
+            .filter(|(_, _, conn)| !conn.is(Facts::LINGER))
+            .map(move |(id, key, conn)| FlowView {
+                id,
+                key: *key,
+                rule: conn.rule,
+                inbound: conn.is(Facts::INBOUND),
+                traffic: conn.traffic(),
+                idle: now.since(conn.heard),
+            })
     }
 }
 

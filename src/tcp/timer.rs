@@ -33,7 +33,9 @@ impl<S> Conn<S> {
         }
         if self.rtx_at <= now {
             self.rtx_at = Instant::NEVER;
-            let alive = if self.is(Facts::SYN_SENT) {
+            let alive = if self.is(Facts::CALLING) {
+                self.syn_timer(ctx)
+            } else if self.is(Facts::SYN_SENT) {
                 self.syn_ack_timer(ctx)
             } else {
                 self.retransmit_timer(ctx)

@@ -8,7 +8,9 @@ use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
+use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
+use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
@@ -88,6 +90,11 @@ impl Io for Wild {
                 Ok(n)
             }
         }
+    }
+
+    fn adopt(&mut self, id: FlowId, n: &usize) -> bool {
+        self.flows[*n].id = Some(id);
+        true
     }
 
     fn connected(&mut self, n: &usize) -> Connecting {
@@ -212,6 +219,8 @@ impl Io for Wild {
     fn unreachable(&mut self, _: &Key, _: Seq, _: Unreachable) {}
 
     fn drop(&mut self, _: Drop) {}
+
+    fn finished(&mut self, _: Option<RuleId>, _: &Traffic) {}
 }
 
 /// One thing that happens. Numbers are taken modulo what makes sense.

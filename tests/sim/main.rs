@@ -14,6 +14,7 @@
 
 mod chaos;
 mod guest;
+mod inbound;
 mod rng;
 mod scripted;
 mod socket;

@@ -5,7 +5,9 @@ use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
+use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
+use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
@@ -13,25 +15,27 @@ use passt::tcp::io::{
 use passt::tcp::{Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Flags, Options, Repr, SackBlocks, Seq};
 
-const ISN: u32 = 1_000_000;
+pub const ISN: u32 = 1_000_000;
 
 /// A host that does what the test says.
-struct Script {
-    next_connect: Option<ConnectError>,
-    connected: Connecting,
-    takes: usize,
-    min_rtt: u32,
-    bytes_acked: u64,
-    error: Option<SocketError>,
+pub struct Script {
+    pub next_connect: Option<ConnectError>,
+    pub connected: Connecting,
+    pub takes: usize,
+    pub min_rtt: u32,
+    pub bytes_acked: u64,
+    pub error: Option<SocketError>,
     /// Bytes in the receive queue, where they were peeked and consumed, and whether a FIN follows.
-    received: u32,
-    peeked: u32,
-    consumed: u32,
-    ended: bool,
-    taken: Vec<u8>,
-    emitted: VecDeque<(Repr, u32)>,
-    calls: Vec<&'static str>,
-    drops: Vec<Drop>,
+    pub received: u32,
+    pub peeked: u32,
+    pub consumed: u32,
+    pub ended: bool,
+    pub taken: Vec<u8>,
+    pub emitted: VecDeque<(Repr, u32)>,
+    pub calls: Vec<&'static str>,
+    pub infos: u32,
+    pub drops: Vec<Drop>,
+    pub finished: Vec<(Option<RuleId>, Traffic)>,
 }
 
 impl Io for Script {
@@ -42,6 +46,11 @@ impl Io for Script {
         (self.received, self.peeked, self.consumed, self.ended) = (0, 0, 0, false);
         self.taken.clear();
         self.next_connect.map_or(Ok(7), Err)
+    }
+
+    fn adopt(&mut self, _: FlowId, _: &u8) -> bool {
+        self.calls.push("adopt");
+        true
     }
 
     fn connected(&mut self, _: &u8) -> Connecting {
@@ -103,6 +112,7 @@ impl Io for Script {
     }
 
     fn info(&mut self, _: &u8) -> Info {
+        self.infos += 1;
         Info {
             bytes_acked: self.bytes_acked,
             rtt: self.min_rtt,
@@ -146,20 +156,24 @@ impl Io for Script {
     fn drop(&mut self, why: Drop) {
         self.drops.push(why);
     }
+
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        self.finished.push((rule, *traffic));
+    }
 }
 
-struct Test {
-    io: Script,
-    engine: Engine<Script>,
-    now: u64,
-    port: u16,
+pub struct Test {
+    pub io: Script,
+    pub engine: Engine<Script>,
+    pub now: u64,
+    pub port: u16,
     /// What the guest sends next and expects next.
-    seq: Seq,
-    ack: Seq,
+    pub seq: Seq,
+    pub ack: Seq,
 }
 
 impl Test {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let done = Connecting::Done(Info::default());
         let io = Script {
             next_connect: None,
@@ -175,7 +189,9 @@ impl Test {
             taken: Vec::new(),
             emitted: VecDeque::new(),
             calls: Vec::new(),
+            infos: 0,
             drops: Vec::new(),
+            finished: Vec::new(),
         };
         let limits = Limits {
             capacity: 2,
@@ -192,13 +208,13 @@ impl Test {
     }
 
     /// A connection after the handshake.
-    fn open() -> Self {
+    pub fn open() -> Self {
         let mut test = Self::new();
         test.handshake();
         test
     }
 
-    fn handshake(&mut self) {
+    pub fn handshake(&mut self) {
         self.syn(self.seq);
         self.event(|r| r.writable = true);
         let (syn_ack, _) = self.io.emitted.pop_front().expect("a SYN,ACK");
@@ -212,7 +228,7 @@ impl Test {
         self.nothing();
     }
 
-    fn syn(&mut self, seq: Seq) {
+    pub fn syn(&mut self, seq: Seq) {
         let options = Options {
             mss: Some(1460),
             window_scale: Some(7),
@@ -230,7 +246,7 @@ impl Test {
         );
     }
 
-    fn repr(&self) -> Repr {
+    pub fn repr(&self) -> Repr {
         Repr {
             src_port: 1000,
             dst_port: self.port,
@@ -243,7 +259,7 @@ impl Test {
         }
     }
 
-    fn segment(&mut self, repr: Repr, payload: &[u8]) {
+    pub fn segment(&mut self, repr: Repr, payload: &[u8]) {
         let src = Endpoint::new([10, 0, 0, 2].into(), repr.src_port);
         let dst = Endpoint::new([192, 0, 2, 1].into(), repr.dst_port);
         let segment = Segment {
@@ -261,7 +277,7 @@ impl Test {
     }
 
     /// The guest's next segment.
-    fn send(&mut self, flags: Flags, payload: &[u8]) {
+    pub fn send(&mut self, flags: Flags, payload: &[u8]) {
         self.segment(
             Repr {
                 flags,
@@ -273,7 +289,7 @@ impl Test {
         self.seq = self.seq.add(payload.len() as u32 + fin);
     }
 
-    fn event(&mut self, set: impl FnOnce(&mut Readiness)) {
+    pub fn event(&mut self, set: impl FnOnce(&mut Readiness)) {
         let mut ready = Readiness::default();
         set(&mut ready);
         self.engine
@@ -281,17 +297,17 @@ impl Test {
         self.engine.flush(&mut self.io, Instant(self.now));
     }
 
-    fn arrives(&mut self, bytes: u32) {
+    pub fn arrives(&mut self, bytes: u32) {
         self.io.received += bytes;
         self.event(|r| r.readable = true);
     }
 
-    fn peer_closes(&mut self) {
+    pub fn peer_closes(&mut self) {
         self.io.ended = true;
         self.event(|r| (r.readable, r.rdhup) = (true, true));
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub fn pass(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now += 1000;
             if self
@@ -305,7 +321,7 @@ impl Test {
         }
     }
 
-    fn out(&mut self) -> Repr {
+    pub fn out(&mut self) -> Repr {
         self.io
             .emitted
             .pop_front()
@@ -313,7 +329,7 @@ impl Test {
             .0
     }
 
-    fn data(&mut self) -> (Repr, u32) {
+    pub fn data(&mut self) -> (Repr, u32) {
         self.io
             .emitted
             .pop_front()
@@ -321,7 +337,7 @@ impl Test {
             .expect("data for the guest")
     }
 
-    fn nothing(&mut self) {
+    pub fn nothing(&mut self) {
         assert_eq!(self.io.emitted.front(), None);
     }
 }

@@ -6,7 +6,9 @@ use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
+use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
+use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
@@ -92,6 +94,11 @@ impl Io for Host {
         self.of_flow.retain(|(flow, _)| *flow != id);
         self.of_flow.push((id, number));
         Ok(number)
+    }
+
+    fn adopt(&mut self, id: FlowId, socket: &usize) -> bool {
+        self.of_flow.push((id, *socket));
+        true
     }
 
     fn connected(&mut self, socket: &usize) -> Connecting {
@@ -206,6 +213,8 @@ impl Io for Host {
     }
 
     fn drop(&mut self, _: Drop) {}
+
+    fn finished(&mut self, _: Option<RuleId>, _: &Traffic) {}
 }
 
 pub struct World {
