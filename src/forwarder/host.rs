@@ -6,7 +6,7 @@
 //! to make.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
@@ -15,6 +15,7 @@ use super::token::Token;
 use crate::addr::{Endpoint, Mac};
 use crate::config::Config;
 use crate::icmp::report::Report;
+use crate::ipc::SocketKind;
 use crate::services::{self, Answer};
 use crate::stats::Drop;
 use crate::tap::frame::FrameBuf;
@@ -51,6 +52,8 @@ pub struct Host {
     /// Where bytes go that were peeked before, on older kernels.
     pub(super) scratch: Box<[u8]>,
     pub(super) datagrams: super::udp_io::Buffers,
+    /// For the bypass.
+    pub(super) pipes: super::splice_io::Pipes,
 }
 
 impl Host {
@@ -82,6 +85,11 @@ impl Host {
     /// Headers of frames from `src` to the guest's end `dst`.
     pub(super) fn template(&self, src: Endpoint, dst: Endpoint) -> Template {
         Template::new(self.guest_mac, self.config.our_mac, src, dst)
+    }
+
+    /// A fresh socket of the namespace, non-blocking, TCP_NODELAY where that applies. `None`: none in stock.
+    pub(super) fn namespace_socket(&mut self, _kind: SocketKind) -> Option<OwnedFd> {
+        None
     }
 
     /// Register a flow's socket.

@@ -38,8 +38,11 @@ mod icmp_io;
 mod link;
 mod patience;
 mod run;
+mod splice_io;
 mod summary;
 mod tcp_io;
+#[cfg(test)]
+mod testing;
 mod token;
 mod udp_io;
 mod worker;

@@ -118,6 +118,17 @@ impl Worker {
                 };
                 self.tcp.on_socket(&mut self.host, now, id, readiness);
             }
+            Token::Splice(id, end) => {
+                let readiness = tcp::splice::Readiness {
+                    readable,
+                    writable: what.contains(EpollFlags::EPOLLOUT),
+                    urgent: what.contains(EpollFlags::EPOLLPRI),
+                    hup: what.intersects(EpollFlags::EPOLLHUP.union(EpollFlags::EPOLLRDHUP)),
+                    error,
+                };
+                self.splice
+                    .on_socket(&mut self.host, now, id, end, readiness);
+            }
             Token::Udp(id) => {
                 self.udp.on_socket(
                     &mut self.host,

@@ -96,14 +96,14 @@ const fn has_fin(state: u8) -> bool {
 }
 
 /// What an errno means for a connection.
-fn classify(e: &io::Error) -> SocketError {
+pub(super) fn classify(e: &io::Error) -> SocketError {
     if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
         return SocketError::WouldBlock;
     }
     e.raw_os_error().map_or(SocketError::Other, classify_errno)
 }
 
-fn classify_errno(errno: c_int) -> SocketError {
+pub(super) fn classify_errno(errno: c_int) -> SocketError {
     match errno {
         libc::ECONNREFUSED => SocketError::Refused,
         libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE => SocketError::Reset,
@@ -115,7 +115,7 @@ fn classify_errno(errno: c_int) -> SocketError {
     }
 }
 
-fn start_error(e: &io::Error) -> ConnectError {
+pub(super) fn start_error(e: &io::Error) -> ConnectError {
     match e.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
             ConnectError::NoDescriptor
@@ -412,14 +412,8 @@ mod tests {
     use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
     use super::*;
-    use crate::forwarder::link::Link;
-    use crate::forwarder::udp_io;
-    use crate::pcap::Pcap;
-    use crate::stats::Counters;
+    use crate::forwarder::testing;
     use crate::sys::scm;
-    use crate::tap::frame::FrameBuf;
-    use crate::tap::tun::Tun;
-    use crate::tap::{Offloads, Tap};
     use crate::wire::dissect::{self, Body, Upper};
     use crate::wire::virtio_net;
 
@@ -436,25 +430,7 @@ mod tests {
 
     impl Bench {
         fn new(listen: &str, offsets: bool) -> Self {
-            let (tap, guest) = scm::seqpacket_pair().unwrap();
-            let offloads = Offloads {
-                tso: true,
-                uso: true,
-            };
-            let mut host = Host {
-                config: crate::services::samples::config(),
-                link: Link {
-                    tap: Tap::Tun(Tun::new(tap, offloads)),
-                    pcap: Pcap::off(),
-                    counters: Counters::default(),
-                },
-                epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
-                guest_mac: Mac::BROADCAST,
-                frame: FrameBuf::new(),
-                peek_offsets: PeekOffsets::probe(),
-                scratch: vec![0; 1000].into_boxed_slice(),
-                datagrams: udp_io::Buffers::new(),
-            };
+            let (mut host, guest) = testing::host();
             if !offsets {
                 host.peek_offsets = PeekOffsets::default();
             }

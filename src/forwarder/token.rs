@@ -5,6 +5,7 @@
 //! engines therefore treat readiness as a hint and let the socket itself answer.
 
 use crate::flow::id::FlowId;
+use crate::tcp::splice::End;
 
 /// The source of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,6 +16,8 @@ pub enum Token {
     Monitor,
     /// A TCP connection's socket.
     Tcp(FlowId),
+    /// A socket of a connection between the loopbacks.
+    Splice(FlowId, End),
     /// A UDP flow's socket.
     Udp(FlowId),
     /// A ping socket.
@@ -33,6 +36,8 @@ impl Token {
             Self::Tcp(id) => (2, id.0),
             Self::Udp(id) => (3, id.0),
             Self::Icmp(id) => (4, id.0),
+            Self::Splice(id, End::Origin) => (5, id.0),
+            Self::Splice(id, End::Target) => (6, id.0),
         };
         (kind << KIND_SHIFT) | u64::from(id)
     }
@@ -47,6 +52,8 @@ impl Token {
             2 => Some(Self::Tcp(id)),
             3 => Some(Self::Udp(id)),
             4 => Some(Self::Icmp(id)),
+            5 => Some(Self::Splice(id, End::Origin)),
+            6 => Some(Self::Splice(id, End::Target)),
             _ => None,
         }
     }
@@ -65,6 +72,8 @@ mod tests {
                 Token::Tcp(id),
                 Token::Udp(id),
                 Token::Icmp(id),
+                Token::Splice(id, End::Origin),
+                Token::Splice(id, End::Target),
             ] {
                 assert_eq!(Token::from_raw(t.to_raw()), Some(t));
             }

@@ -47,6 +47,7 @@ const SERVICE_PORTS: [u16; 2] = [67, 547];
 pub struct Worker {
     pub(super) host: Host,
     pub(super) tcp: tcp::Engine<Host>,
+    pub(super) splice: tcp::splice::Engine<Host>,
     pub(super) udp: udp::Engine<udp_io::Socket>,
     pub(super) icmp: icmp::Engine<PingSocket>,
     batch: Inbound,
@@ -86,6 +87,8 @@ impl Worker {
             tap_queue: tap::QUEUE_LENGTH,
             ..tcp::Limits::new(mtu, limits.tcp, seed)
         });
+        // Two descriptors each.
+        let splice = tcp::splice::Engine::new(limits.tcp / 2, seed);
         let udp = udp::Engine::new(config.clone(), limits.udp, conntrack::timeouts(), seed);
         let icmp = icmp::Engine::new(config.clone(), limits.icmp, seed);
         let host = Host {
@@ -101,10 +104,12 @@ impl Worker {
             peek_offsets: super::tcp_io::PeekOffsets::probe(),
             scratch: vec![0; 1 << 16].into_boxed_slice(),
             datagrams: udp_io::Buffers::new(),
+            pipes: super::splice_io::Pipes::new(nofile),
         };
         Self {
             host,
             tcp,
+            splice,
             udp,
             icmp,
             batch: Inbound::new(),
@@ -170,6 +175,9 @@ impl Worker {
         if due(self.tcp.next_deadline()) {
             self.tcp.on_timer(&mut self.host, now);
         }
+        if due(self.splice.next_deadline()) {
+            self.splice.on_timer(&mut self.host, now);
+        }
         if due(self.udp.next_deadline()) {
             self.udp.on_timer(&mut self.host, now);
         }
@@ -203,6 +211,7 @@ impl Worker {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [
             self.tcp.next_deadline(),
+            self.splice.next_deadline(),
             self.udp.next_deadline(),
             self.icmp.next_deadline(),
             self.advertiser.next_deadline(),

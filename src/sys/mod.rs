@@ -10,6 +10,7 @@ pub mod errqueue;
 pub mod fd;
 pub mod ids;
 pub mod mmsg;
+pub mod pipe;
 pub mod process;
 pub mod random;
 pub mod reason;

@@ -16,7 +16,7 @@ use std::ptr;
 
 use libc::{c_int, c_void, socklen_t};
 
-use super::cmsg::{ADDR_LEN, emit_sockaddr};
+use super::cmsg::{ADDR_LEN, emit_sockaddr, parse_sockaddr};
 
 /// SO_PEEK_OFF (linux/socket.h).
 const SO_PEEK_OFF: c_int = 42;
@@ -89,6 +89,52 @@ pub fn connect(fd: impl AsFd, addr: SocketAddr) -> io::Result<()> {
     let (raw, len) = raw_addr(addr);
     // SAFETY: `raw` is a valid sockaddr of `len` bytes that outlives the call.
     check_int(unsafe { libc::connect(fd.as_fd().as_raw_fd(), raw.as_ptr().cast(), len) })
+}
+
+/// An address the kernel has filled in.
+fn address(raw: &[u8; ADDR_LEN], len: socklen_t) -> io::Result<SocketAddr> {
+    let used = usize::try_from(len).unwrap_or_default().min(ADDR_LEN);
+    parse_sockaddr(&raw[..used]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// accept4(2): the next connection of a listening socket, non-blocking and close-on-exec, and who made it.
+/// Options set on the listener before listen(2) (TCP_NODELAY, SO_KEEPALIVE) are set on it, too.
+///
+/// # Errors
+/// `WouldBlock` when there is none (more); a connection that broke while it waited is skipped. EMFILE, ENFILE: out of
+/// descriptors, the connection keeps waiting.
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let listener = listener.as_fd().as_raw_fd();
+    loop {
+        let mut raw = [0; ADDR_LEN];
+        let mut len = len_of::<[u8; ADDR_LEN]>();
+        let to = raw.as_mut_ptr().cast();
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: `to` is writable for `len` bytes; the kernel writes no more and sets `len`.
+        let fd = unsafe { libc::accept4(listener, to, &raw mut len, flags) };
+        match check_int(fd) {
+            Ok(()) => {
+                // SAFETY: the kernel just gave us this descriptor, and nothing else owns it.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                return Ok((fd, address(&raw, len)?));
+            }
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// getsockname(2): the end of a connection that is ours.
+///
+/// # Errors
+/// As getsockname(2).
+pub fn local_addr(fd: impl AsFd) -> io::Result<SocketAddr> {
+    let mut raw = [0; ADDR_LEN];
+    let mut len = len_of::<[u8; ADDR_LEN]>();
+    let (fd, to) = (fd.as_fd().as_raw_fd(), raw.as_mut_ptr().cast());
+    // SAFETY: `to` is writable for `len` bytes; the kernel writes no more and sets `len`.
+    check_int(unsafe { libc::getsockname(fd, to, &raw mut len) })?;
+    address(&raw, len)
 }
 
 /// Set an integer socket option.
@@ -290,6 +336,16 @@ pub fn send(fd: impl AsFd, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize
     check(unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const msg, flags) })
 }
 
+/// Receive what is there, as far as it fits. `Ok(0)`: the peer has sent FIN and all was received.
+///
+/// # Errors
+/// As recv(2); `WouldBlock` when there is nothing.
+pub fn receive(fd: impl AsFd, buf: &mut [u8]) -> io::Result<usize> {
+    let (to, len) = (buf.as_mut_ptr().cast(), buf.len());
+    // SAFETY: `to` is writable for `len` bytes.
+    check(unsafe { libc::recv(fd.as_fd().as_raw_fd(), to, len, libc::MSG_DONTWAIT) })
+}
+
 /// Copy received bytes without consuming them (MSG_PEEK), from the peek offset on if one is set.
 ///
 /// # Errors
@@ -489,6 +545,26 @@ mod tests {
         };
         assert_eq!(e, libc::ECONNREFUSED);
         assert_eq!(take_error(&s).unwrap(), 0);
+    }
+
+    #[test]
+    fn accepted_connections_know_both_ends_and_do_not_block() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let e = accept(&listener).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (s, from) = accept(&listener).unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
+        assert_eq!(local_addr(&s).unwrap(), client.peer_addr().unwrap());
+        let mut buf = [0; 8];
+        let e = receive(&s, &mut buf).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+        client.write_all(b"abc").unwrap();
+        drop(client);
+        wait(&s, PollFlags::POLLIN);
+        assert_eq!(receive(&s, &mut buf).unwrap(), 3);
+        assert_eq!(receive(&s, &mut buf).unwrap(), 0);
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod handshake;
 pub mod io;
 mod keep;
 mod recovery;
+pub mod splice;
 mod timer;
 mod to_guest;
 

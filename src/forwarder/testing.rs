@@ -1,0 +1,43 @@
+//! A [`Host`] for tests: the tap is a socket pair.
+
+use std::os::fd::OwnedFd;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+use super::host::Host;
+use super::link::Link;
+use super::splice_io::Pipes;
+use super::tcp_io::PeekOffsets;
+use super::udp_io;
+use crate::addr::Mac;
+use crate::pcap::Pcap;
+use crate::stats::Counters;
+use crate::sys::scm;
+use crate::tap::frame::FrameBuf;
+use crate::tap::tun::Tun;
+use crate::tap::{Offloads, Tap};
+
+/// A host with sample configuration, and the guest's end of its tap.
+pub(super) fn host() -> (Host, OwnedFd) {
+    let (tap, guest) = scm::seqpacket_pair().unwrap();
+    let offloads = Offloads {
+        tso: true,
+        uso: true,
+    };
+    let host = Host {
+        config: crate::services::samples::config(),
+        link: Link {
+            tap: Tap::Tun(Tun::new(tap, offloads)),
+            pcap: Pcap::off(),
+            counters: Counters::default(),
+        },
+        epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
+        guest_mac: Mac::BROADCAST,
+        frame: FrameBuf::new(),
+        peek_offsets: PeekOffsets::probe(),
+        scratch: vec![0; 1000].into_boxed_slice(),
+        datagrams: udp_io::Buffers::new(),
+        pipes: Pipes::new(1024),
+    };
+    (host, guest)
+}
