@@ -26,8 +26,8 @@ use std::time::Duration;
 use super::conn::{Conn, Ctx, Facts};
 use super::io::Io;
 use super::keep::Pool;
+use super::moment::Moment;
 use super::recovery::low;
-use crate::clock::Instant;
 use crate::wire::tcp::{Flags, SackBlocks};
 
 /// How long a single small segment may wait for its acknowledgement.
@@ -53,9 +53,13 @@ impl<S> Conn<S> {
     pub fn schedule_ack<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
         let now = ctx.now;
         let due = self.rcv_nxt.distance(self.rcv_acked);
-        let near = self.any(Facts::NEAR.union(Facts::GUEST_FIN).union(Facts::HASTE));
+        let at_once = Facts::NEAR.union(Facts::GUEST_FIN).union(Facts::HASTE);
         if due > 0 {
             let large = self.frames > 1 || due >= LARGE.min(u32::from(self.mss));
+            if large && !self.any(at_once) {
+                self.know_peer(ctx);
+            }
+            let near = self.any(at_once);
             if near && (large || !self.is(Facts::TALK)) {
                 self.set(Facts::ACK_NOW);
             } else if self.window_left() < LOW && self.update_window(ctx) {
@@ -64,17 +68,17 @@ impl<S> Conn<S> {
             }
             let wait = if near {
                 DELAY
-            } else if self.ack_at == Instant::NEVER {
+            } else if self.ack_at == Moment::NEVER {
                 // Nothing was outstanding: the peer cannot have answered before a round trip is over.
                 self.waiting_since = low(now);
                 Duration::from_micros(u64::from(self.peer_rtt)).max(POLL_MIN)
             } else {
                 self.poll_interval()
             };
-            self.ack_at = self.ack_at.min(now.after(wait));
+            self.ack_at = self.ack_at.min(Moment::after(now, wait));
         }
         if self.is(Facts::BLOCKED) {
-            self.ack_at = self.ack_at.min(now.after(RETRY));
+            self.ack_at = self.ack_at.min(Moment::after(now, RETRY));
         }
     }
 
@@ -92,7 +96,7 @@ impl<S> Conn<S> {
 
     /// `ack_at` has come.
     pub fn ack_timer<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
-        self.ack_at = Instant::NEVER;
+        self.ack_at = Moment::NEVER;
         if self.is(Facts::BLOCKED) {
             self.on_writable(ctx);
             self.schedule_ack(ctx);
@@ -106,7 +110,9 @@ impl<S> Conn<S> {
             return;
         }
         self.ask_peer(ctx);
-        self.ack_at = self.ack_at.min(ctx.now.after(self.poll_interval()));
+        self.ack_at = self
+            .ack_at
+            .min(Moment::after(ctx.now, self.poll_interval()));
     }
 
     /// Find out what the far peer has acknowledged, if anything is due.
@@ -139,7 +145,7 @@ impl<S> Conn<S> {
             self.set(Facts::ACK_NOW);
         }
         if self.is(Facts::BLOCKED) {
-            self.ack_at = self.ack_at.min(ctx.now.after(RETRY));
+            self.ack_at = self.ack_at.min(Moment::after(ctx.now, RETRY));
         }
     }
 

@@ -19,6 +19,7 @@ use super::conn::{Conn, Ctx, Facts, WINDOW_SHIFT};
 use super::from_guest::Verdict;
 use super::handshake::{FIRST_WINDOW, initial_seq, refuse};
 use super::io::{Io, Segment};
+use super::moment::Moment;
 use super::{Engine, Limits};
 use crate::clock::Instant;
 use crate::config::rules::RuleId;
@@ -116,7 +117,7 @@ impl<S> Conn<S> {
         self.snd_nxt = self.snd_una.add(1);
         self.rtt.start(self.snd_nxt, ctx.now);
         self.emit_syn(ctx);
-        self.rtx_at = ctx.now.after(FIRST_TIMEOUT);
+        self.rtx_at = Moment::after(ctx.now, FIRST_TIMEOUT);
     }
 
     fn emit_syn<I: Io<Socket = S>>(&self, ctx: &mut Ctx<'_, I>) {
@@ -146,7 +147,7 @@ impl<S> Conn<S> {
         };
         self.rtt.abandon();
         self.emit_syn(ctx);
-        self.rtx_at = ctx.now.after(patience);
+        self.rtx_at = Moment::after(ctx.now, patience);
         true
     }
 
@@ -164,7 +165,7 @@ impl<S> Conn<S> {
                 // Of an older connection of these ports: end that one, and then do not wait a second.
                 refuse(ctx.io, &ctx.key, repr.ack, None);
                 if self.backoff == 0 {
-                    self.rtx_at = self.rtx_at.min(ctx.now.after(SOON));
+                    self.rtx_at = self.rtx_at.min(Moment::after(ctx.now, SOON));
                 }
             }
             return Verdict::Carry;
@@ -194,7 +195,7 @@ impl<S> Conn<S> {
             self.set(Facts::SYN_SENT);
             self.rtt.abandon();
             self.emit_syn_ack(ctx);
-            self.rtx_at = ctx.now.after(FIRST_TIMEOUT);
+            self.rtx_at = Moment::after(ctx.now, FIRST_TIMEOUT);
             self.backoff = 0;
         }
         Verdict::Carry

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Limits;
 use super::io::{Info, Io};
 use super::keep::{Kept, Pool};
+use super::moment::Moment;
 use super::recovery::{Rtt, Scoreboard, low};
 use crate::clock::Instant;
 use crate::config::rules::RuleId;
@@ -21,6 +22,11 @@ pub(super) const WINDOW_SHIFT: u8 = 8;
 /// A peer this near (minimum round trip, µs) gets its data acknowledged to the guest as soon as the host's kernel
 /// has it: the difference is below what a timer could resolve.
 pub(super) const NEAR_RTT: u32 = 1000;
+
+/// A larger amount than this is consumed at once whatever the receive window, bytes.
+const CONSUME_OVER: u32 = 16 << 10;
+/// ... and with more than this the kernel is asked how large that is.
+const CONSUME_UNASKED: u16 = 2 << 10;
 
 /// A set of facts about a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -99,6 +105,8 @@ pub(super) struct Conn<S> {
     pub facts: Facts,
     /// The forwarding rule it came by.
     pub rule: Option<RuleId>,
+    /// What it has carried: payload, counted when it is new and on its way.
+    pub traffic: Traffic,
 
     /// Next byte expected from the guest: all before it is in the socket or kept.
     pub rcv_nxt: Seq,
@@ -159,13 +167,13 @@ pub(super) struct Conn<S> {
     pub unheard: u8,
 
     /// When to acknowledge, or to ask what the peer acknowledged.
-    pub ack_at: Instant,
+    pub ack_at: Moment,
     /// Retransmission, tail loss probe or window probe.
-    pub rtx_at: Instant,
+    pub rtx_at: Moment,
     /// When to consume what the guest has acknowledged, try a full tap again, or forget a lingering entry.
-    pub chore_at: Instant,
+    pub chore_at: Moment,
     /// When the guest was last heard.
-    pub heard: Instant,
+    pub heard: Moment,
 }
 
 /// What a connection's code may touch besides the connection.
@@ -218,6 +226,7 @@ impl<S> Conn<S> {
             socket: None,
             facts: facts.union(Facts::TALK),
             rule: None,
+            traffic: Traffic::default(),
             rcv_nxt: Seq(0),
             rcv_acked: Seq(0),
             edge: Seq(0),
@@ -244,21 +253,16 @@ impl<S> Conn<S> {
             recover: isn,
             rtt: Rtt::new(),
             mss,
-            consume_over: 0,
+            consume_over: CONSUME_UNASKED,
             dup_acks: 0,
             backoff: 0,
             unheard: 0,
-            ack_at: Instant::NEVER,
+            ack_at: Moment::NEVER,
             waiting_since: low(now),
-            rtx_at: Instant::NEVER,
-            chore_at: Instant::NEVER,
-            heard: now,
+            rtx_at: Moment::NEVER,
+            chore_at: Moment::NEVER,
+            heard: Moment::at(now),
         }
-    }
-
-    /// What it has carried.
-    pub fn traffic(&self) -> Traffic {
-        Traffic::default()
     }
 
     pub const fn is(&self, fact: Facts) -> bool {
@@ -343,7 +347,7 @@ impl<S> Conn<S> {
         self.frames = 0;
         self.rcv_acked = ack;
         if ack == self.rcv_nxt {
-            self.ack_at = Instant::NEVER;
+            self.ack_at = Moment::NEVER;
             self.clear(Facts::HASTE);
         }
     }
@@ -353,7 +357,11 @@ impl<S> Conn<S> {
         if info.min_rtt <= NEAR_RTT {
             self.set(Facts::NEAR);
         }
-        self.set(Facts::ASKED);
+        if !self.is(Facts::ASKED) {
+            self.set(Facts::ASKED);
+            self.consume_over =
+                u16::try_from((info.receive_window / 4).min(CONSUME_OVER)).unwrap_or(u16::MAX);
+        }
         self.peer_rtt = info.rtt;
         let count = u32::try_from(info.bytes_acked & 0xffff_ffff).unwrap_or(0);
         let acked = Seq(count.wrapping_add(self.peer_base)).min(self.host_nxt);
@@ -363,10 +371,20 @@ impl<S> Conn<S> {
         }
     }
 
-    /// The earliest of all deadlines.
-    pub fn deadline(&self) -> Instant {
-        let idle = self.heard.after(super::timer::idle_limit(self.unheard));
-        self.ack_at.min(self.rtx_at).min(self.chore_at).min(idle)
+    /// An amount of data came for which the way to the peer matters: ask, if that was not done yet.
+    pub fn know_peer<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
+        if let Some(socket) = self.socket.as_ref().filter(|_| !self.is(Facts::ASKED)) {
+            let info = ctx.io.info(socket);
+            self.learn(&info, ctx.now);
+        }
+    }
+
+    /// The earliest of all deadlines, as seen from `now`.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        let heard = self.heard.instant(now);
+        let idle = heard.after(super::timer::idle_limit(self.unheard));
+        let first = self.ack_at.min(self.rtx_at).min(self.chore_at);
+        first.instant(now).min(idle)
     }
 
     /// Silence after which a peer that should have acknowledged counts as slow: before the guest's kernel would
@@ -382,8 +400,10 @@ mod tests {
 
     #[test]
     fn a_connection_is_small() {
-        let size = size_of::<Option<(Key, Conn<std::os::fd::OwnedFd>)>>();
+        // As large as the forwarder's: a descriptor and two flags.
+        type Socket = (std::os::fd::OwnedFd, bool, bool);
+        let size = size_of::<Option<(Key, Conn<Socket>)>>();
         assert!(size <= 240, "{size} bytes with its key");
-        assert!(size_of::<Conn<std::os::fd::OwnedFd>>() <= 200);
+        assert!(size_of::<Conn<Socket>>() <= 200);
     }
 }

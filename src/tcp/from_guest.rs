@@ -11,6 +11,7 @@ use std::io::IoSlice;
 
 use super::conn::{Conn, Ctx, Facts};
 use super::io::{Io, Segment, SocketError};
+use super::moment::Moment;
 use crate::clock::Instant;
 use crate::stats::Drop;
 use crate::wire::tcp::{Flags, Repr, Seq};
@@ -78,7 +79,7 @@ impl<S> Conn<S> {
         run: &mut Run<'a>,
     ) -> Verdict {
         let flags = segment.repr.flags;
-        self.heard = ctx.now;
+        self.heard = Moment::at(ctx.now);
         self.unheard = 0;
         if self.is(Facts::CALLING) {
             return self.on_answer(ctx, segment);
@@ -179,7 +180,7 @@ impl<S> Conn<S> {
         self.rtt.acked(repr.ack, now);
         self.snd_una = self.snd_nxt;
         self.backoff = 0;
-        self.rtx_at = Instant::NEVER;
+        self.rtx_at = Moment::NEVER;
         // A window in a SYN is never scaled (RFC 7323 section 2.2).
         let shift = if repr.flags.contains(Flags::SYN) {
             0
@@ -296,6 +297,7 @@ impl<S> Conn<S> {
         if data.is_empty() {
             return;
         }
+        self.traffic.packets_out = self.traffic.packets_out.saturating_add(1);
         let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
         self.frame_size = self
             .frame_size
@@ -404,6 +406,7 @@ impl<S> Conn<S> {
                 0
             }
         };
+        self.traffic.bytes_out = self.traffic.bytes_out.saturating_add(taken as u64);
         if taken < bytes {
             self.set(Facts::BLOCKED);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::conn::{Conn, Ctx, Facts, WINDOW_SHIFT};
 use super::io::{Connecting, Info, Io, SocketError};
+use super::moment::Moment;
 use crate::clock::Instant;
 use crate::flow::hash::Keyed;
 use crate::flow::id::Key;
@@ -22,8 +23,6 @@ const LINGER: Duration = Duration::from_millis(1500);
 pub(super) const FIRST_WINDOW: u32 = 0xffff;
 /// Times a SYN,ACK is sent again before the guest counts as gone (tcp_synack_retries).
 const SYN_ACK_RETRIES: u8 = 5;
-/// A larger amount than this is consumed at once whatever the receive window.
-const CONSUME_OVER: u32 = 16 << 10;
 
 /// Our initial sequence number for a connection (RFC 6528): a clock of 4 µs plus a keyed hash.
 pub(super) fn initial_seq(secret: &Keyed, key: &Key, now: Instant) -> Seq {
@@ -60,13 +59,11 @@ impl<S> Conn<S> {
         let low = u32::try_from(info.bytes_acked & 0xffff_ffff).unwrap_or(0);
         self.peer_base = self.rcv_nxt.0.wrapping_sub(low);
         self.learn(info, ctx.now);
-        self.consume_over =
-            u16::try_from((info.receive_window / 4).min(CONSUME_OVER)).unwrap_or(u16::MAX);
         self.edge = self.rcv_nxt.add(FIRST_WINDOW);
         self.snd_nxt = self.snd_una.add(1);
         self.rtt.start(self.snd_nxt, ctx.now);
         self.emit_syn_ack(ctx);
-        self.rtx_at = ctx.now.after(self.rtt.timeout(0));
+        self.rtx_at = Moment::after(ctx.now, self.rtt.timeout(0));
     }
 
     /// (Again) answer the guest's SYN.
@@ -89,7 +86,7 @@ impl<S> Conn<S> {
         }
         self.rtt.abandon();
         self.emit_syn_ack(ctx);
-        self.rtx_at = ctx.now.after(self.rtt.timeout(self.backoff));
+        self.rtx_at = Moment::after(ctx.now, self.rtt.timeout(self.backoff));
         true
     }
 
@@ -112,8 +109,9 @@ impl<S> Conn<S> {
             return false;
         }
         self.set(Facts::LINGER);
-        (self.rtx_at, self.ack_at) = (Instant::NEVER, Instant::NEVER);
-        self.chore_at = ctx.now.after(LINGER);
+        ctx.io.finished(self.rule, &self.traffic);
+        (self.rtx_at, self.ack_at) = (Moment::NEVER, Moment::NEVER);
+        self.chore_at = Moment::after(ctx.now, LINGER);
         true
     }
 

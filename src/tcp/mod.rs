@@ -39,6 +39,7 @@ mod from_guest;
 mod handshake;
 pub mod io;
 mod keep;
+mod moment;
 mod recovery;
 pub mod splice;
 mod timer;
@@ -62,6 +63,7 @@ use conn::{Conn, Ctx, Facts};
 use from_guest::{Run, Verdict};
 use io::{ConnectError, SocketError};
 use keep::Pool;
+use moment::Moment;
 
 /// Most segments [`Engine::from_guest`] takes at a time; more are handled in several goes.
 pub const BATCH: usize = 256;
@@ -306,7 +308,7 @@ impl<I: Io> Engine<I> {
             Ok(socket) => {
                 if let Some(conn) = self.table.get_mut(id) {
                     conn.socket = Some(socket);
-                    self.wheel.arm(id.0, conn.deadline());
+                    self.wheel.arm(id.0, conn.deadline(now));
                 }
                 return;
             }
@@ -414,10 +416,10 @@ impl<I: Io> Engine<I> {
                 conn.set(Facts::QUEUED);
                 self.backlog.push_back(id);
             } else {
-                conn.chore_at = now;
+                conn.chore_at = Moment::at(now);
             }
         }
-        self.wheel.arm(id.0, conn.deadline());
+        self.wheel.arm(id.0, conn.deadline(now));
         Some(result)
     }
 
@@ -425,7 +427,7 @@ impl<I: Io> Engine<I> {
     fn remove(&mut self, io: &mut I, id: FlowId) {
         self.wheel.cancel(id.0);
         if let Some(conn) = self.table.remove(id).filter(|c| !c.is(Facts::LINGER)) {
-            io.finished(conn.rule, &conn.traffic());
+            io.finished(conn.rule, &conn.traffic);
         }
     }
 
@@ -445,8 +447,8 @@ impl<I: Io> Engine<I> {
                 key: *key,
                 rule: conn.rule,
                 inbound: conn.is(Facts::INBOUND),
-                traffic: conn.traffic(),
-                idle: now.since(conn.heard),
+                traffic: conn.traffic,
+                idle: now.since(conn.heard.instant(now)),
             })
     }
 }

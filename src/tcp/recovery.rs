@@ -14,19 +14,19 @@ const RANGES: usize = 4;
 /// Ranges beyond the cumulative acknowledgement which the guest has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scoreboard {
+    /// Sorted; behind the last one are empty ones.
     ranges: [(Seq, Seq); RANGES],
-    len: u8,
 }
 
 impl Scoreboard {
     /// Nothing beyond the cumulative acknowledgement.
     pub const EMPTY: Self = Self {
         ranges: [(Seq(0), Seq(0)); RANGES],
-        len: 0,
     };
 
     pub fn ranges(&self) -> &[(Seq, Seq)] {
-        self.ranges.get(..usize::from(self.len)).unwrap_or_default()
+        let len = self.ranges.iter().take_while(|(s, e)| s != e).count();
+        self.ranges.get(..len).unwrap_or_default()
     }
 
     /// Note that the guest has `[start, end)`. Says whether that is news.
@@ -57,15 +57,14 @@ impl Scoreboard {
     }
 
     fn push(&mut self, range: (Seq, Seq)) {
-        if let Some(slot) = self.ranges.get_mut(usize::from(self.len)) {
+        if let Some(slot) = self.ranges.iter_mut().find(|(s, e)| s == e) {
             *slot = range;
-            self.len = self.len.saturating_add(1);
         }
     }
 
     /// Everything before `una` is acknowledged.
     pub fn advance(&mut self, una: Seq) {
-        if self.len == 0 {
+        if self.ranges().is_empty() {
             return;
         }
         let mut out = Self::EMPTY;
@@ -126,8 +125,8 @@ pub(super) struct Rtt {
     smoothed: u32,
     /// Mean deviation, µs.
     deviation: u32,
-    /// The sequence number being timed, and since when (low half of the clock).
-    timed: Option<Seq>,
+    /// The sequence number being timed, and since when (low half of the clock); 0: nothing is.
+    timed: Seq,
     since: u32,
 }
 
@@ -143,31 +142,31 @@ impl Rtt {
         Self {
             smoothed: 0,
             deviation: 0,
-            timed: None,
+            timed: Seq(0),
             since: 0,
         }
     }
 
     /// Data up to `end` leaves now: time it, unless something is being timed already.
     pub fn start(&mut self, end: Seq, now: Instant) {
-        if self.timed.is_none() {
-            self.timed = Some(end);
-            self.since = low(now);
+        if self.since == 0 {
+            self.timed = end;
+            self.since = low(now).max(1);
         }
     }
 
     /// What is being timed was sent again: its acknowledgement would not tell which time (Karn).
     pub fn abandon(&mut self) {
-        self.timed = None;
+        self.since = 0;
     }
 
     /// Everything before `una` is acknowledged.
     pub fn acked(&mut self, una: Seq, now: Instant) {
-        if self.timed.is_none_or(|end| end.gt(una)) {
+        if self.since == 0 || self.timed.gt(una) {
             return;
         }
-        self.timed = None;
-        let sample = low(now).wrapping_sub(self.since).clamp(1, 60_000_000);
+        let since = std::mem::take(&mut self.since);
+        let sample = low(now).wrapping_sub(since).clamp(1, 60_000_000);
         if self.smoothed == 0 {
             self.smoothed = sample;
             self.deviation = sample / 2;
@@ -240,9 +239,9 @@ mod tests {
     fn timeout_has_the_bounds_of_the_kernel() {
         let mut r = Rtt::new();
         assert_eq!(r.timeout(0), Duration::from_secs(1));
-        r.start(Seq(10), Instant(0));
-        r.acked(Seq(9), Instant(50));
-        r.acked(Seq(10), Instant(100));
+        r.start(Seq(10), Instant(1000));
+        r.acked(Seq(9), Instant(1050));
+        r.acked(Seq(10), Instant(1100));
         assert_eq!(r.timeout(0), Duration::from_micros(200_100));
         assert_eq!(r.timeout(30), Duration::from_secs(120));
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::conn::{Conn, Ctx, Facts};
 use super::io::Io;
-use crate::clock::Instant;
+use super::moment::Moment;
 use crate::wire::tcp::Flags;
 
 /// tcp_keepalive_time: silence before the guest is asked.
@@ -29,10 +29,10 @@ impl<S> Conn<S> {
     pub fn on_timer<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) -> bool {
         let now = ctx.now;
         if self.is(Facts::LINGER) {
-            return self.chore_at > now;
+            return !self.chore_at.due(now);
         }
-        if self.rtx_at <= now {
-            self.rtx_at = Instant::NEVER;
+        if self.rtx_at.due(now) {
+            self.rtx_at = Moment::NEVER;
             let alive = if self.is(Facts::CALLING) {
                 self.syn_timer(ctx)
             } else if self.is(Facts::SYN_SENT) {
@@ -45,13 +45,13 @@ impl<S> Conn<S> {
                 return false;
             }
         }
-        if self.ack_at <= now {
+        if self.ack_at.due(now) {
             self.ack_timer(ctx);
         }
-        if self.chore_at <= now {
+        if self.chore_at.due(now) {
             self.chores(ctx);
         }
-        if self.heard.after(idle_limit(self.unheard)) <= now {
+        if self.heard.instant(now).after(idle_limit(self.unheard)) <= now {
             return self.keepalive(ctx);
         }
         true

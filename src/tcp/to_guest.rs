@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::conn::{Conn, Ctx, Facts};
 use super::io::{Io, Outgoing, SocketError};
+use super::moment::Moment;
 use crate::clock::Instant;
 use crate::wire::tcp::{Flags, Seq};
 
@@ -69,7 +70,7 @@ impl<S> Conn<S> {
             self.set(Facts::FIN_SENT);
             self.emit_fin(ctx, seq);
         }
-        if self.snd_nxt != before || self.rtx_at == Instant::NEVER || self.in_flight() == 0 {
+        if self.snd_nxt != before || self.rtx_at == Moment::NEVER || self.in_flight() == 0 {
             self.arm_retransmit(ctx.now);
         }
     }
@@ -108,6 +109,9 @@ impl<S> Conn<S> {
                 return;
             }
             self.snd_nxt = self.snd_nxt.add(sent.sent);
+            if sent.sent > 0 {
+                self.traffic.add_in(sent.sent as usize);
+            }
             self.set(Facts::TALK);
             if !self.is(Facts::RECOVERY) {
                 self.rtt.start(self.snd_nxt, ctx.now);
@@ -154,7 +158,7 @@ impl<S> Conn<S> {
             Ok(relayed) => {
                 self.peek = self.peek.add(relayed.peeked);
                 if relayed.sent < relayed.peeked {
-                    self.chore_at = self.chore_at.min(ctx.now.after(TAP_RETRY));
+                    self.chore_at = self.chore_at.min(Moment::after(ctx.now, TAP_RETRY));
                 }
                 Some(relayed)
             }
@@ -263,7 +267,7 @@ impl<S> Conn<S> {
             // Wait a little for what may merely have been overtaken (RFC 8985 section 6.2).
             Some(_) => {
                 let patience = self.rtt.eighth().max(REORDERING);
-                self.rtx_at = self.rtx_at.min(now.after(patience));
+                self.rtx_at = self.rtx_at.min(Moment::after(now, patience));
             }
             None if self.dup_acks >= 3 && !self.is(Facts::SACK) => {
                 self.recover_fast(self.snd_una.add(u32::from(self.mss)).min(self.data_end()));
@@ -301,7 +305,7 @@ impl<S> Conn<S> {
         self.rtx_at = if flight > 0 {
             let timeout = self.rtt.timeout(self.backoff);
             if self.any(Facts::PROBED.union(Facts::TIMEOUT)) || self.rtt.twice() == 0 {
-                now.after(timeout)
+                Moment::after(now, timeout)
             } else {
                 let delayed = if flight > u32::from(self.mss) {
                     0
@@ -309,12 +313,12 @@ impl<S> Conn<S> {
                     PROBE_DELAYED
                 };
                 let probe = self.rtt.twice().max(PROBE_MIN).saturating_add(delayed);
-                now.after(Duration::from_micros(probe).min(timeout))
+                Moment::after(now, Duration::from_micros(probe).min(timeout))
             }
         } else if closed {
-            now.after(self.rtt.timeout(self.backoff))
+            Moment::after(now, self.rtt.timeout(self.backoff))
         } else {
-            Instant::NEVER
+            Moment::NEVER
         };
     }
 
@@ -393,8 +397,11 @@ impl<S> Conn<S> {
             return;
         }
         let amount = have.distance(self.head);
+        if !all && amount > u32::from(self.consume_over) {
+            self.know_peer(ctx);
+        }
         if !all && amount <= u32::from(self.consume_over) {
-            self.chore_at = self.chore_at.min(ctx.now.after(CHORE));
+            self.chore_at = self.chore_at.min(Moment::after(ctx.now, CHORE));
             return;
         }
         if let Some(socket) = &self.socket {
@@ -406,7 +413,7 @@ impl<S> Conn<S> {
 
     /// `chore_at` has come.
     pub fn chores<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
-        self.chore_at = Instant::NEVER;
+        self.chore_at = Moment::NEVER;
         self.consume(ctx, true);
         if self.any(Facts::MORE.union(Facts::RECOVERY)) {
             self.pump(ctx);

@@ -34,6 +34,8 @@ pub struct Script {
     pub emitted: VecDeque<(Repr, u32)>,
     pub calls: Vec<&'static str>,
     pub infos: u32,
+    pub mss: u16,
+    pub adopts: bool,
     pub drops: Vec<Drop>,
     pub finished: Vec<(Option<RuleId>, Traffic)>,
 }
@@ -50,7 +52,7 @@ impl Io for Script {
 
     fn adopt(&mut self, _: FlowId, _: &u8) -> bool {
         self.calls.push("adopt");
-        true
+        self.adopts
     }
 
     fn connected(&mut self, _: &u8) -> Connecting {
@@ -98,6 +100,7 @@ impl Io for Script {
             };
         }
         self.peeked += n;
+        self.mss = frame.mss;
         self.emitted.push_back((frame.repr, n));
         Ok(Relayed { peeked: n, sent: n })
     }
@@ -190,6 +193,8 @@ impl Test {
             emitted: VecDeque::new(),
             calls: Vec::new(),
             infos: 0,
+            mss: 0,
+            adopts: true,
             drops: Vec::new(),
             finished: Vec::new(),
         };
@@ -260,19 +265,25 @@ impl Test {
     }
 
     pub fn segment(&mut self, repr: Repr, payload: &[u8]) {
-        let src = Endpoint::new([10, 0, 0, 2].into(), repr.src_port);
-        let dst = Endpoint::new([192, 0, 2, 1].into(), repr.dst_port);
-        let segment = Segment {
-            src,
-            dst,
-            repr,
-            payload,
-            l3: &[],
-            hop_limit: 64,
-            tos: 0,
-        };
+        self.batch(&[(repr, payload)]);
+    }
+
+    /// Segments that come in one read.
+    pub fn batch(&mut self, segments: &[(Repr, &[u8])]) {
+        let segments: Vec<_> = segments
+            .iter()
+            .map(|&(repr, payload)| Segment {
+                src: Endpoint::new([10, 0, 0, 2].into(), repr.src_port),
+                dst: Endpoint::new([192, 0, 2, 1].into(), repr.dst_port),
+                repr,
+                payload,
+                l3: &[],
+                hop_limit: 64,
+                tos: 0,
+            })
+            .collect();
         self.engine
-            .from_guest(&mut self.io, Instant(self.now), &[segment]);
+            .from_guest(&mut self.io, Instant(self.now), &segments);
         self.engine.flush(&mut self.io, Instant(self.now));
     }
 
