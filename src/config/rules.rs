@@ -262,6 +262,17 @@ pub enum RuleProblem {
         /// The rule in its way.
         old: Box<Rule>,
     },
+    /// No rule with any of these ports.
+    #[error("Couldn't find forwarding rule to delete: {0}")]
+    Missing(Box<Rule>),
+    /// A rule has some of these ports, but it is not this rule.
+    #[error("Specifier {asked} conflicts with rule {old}, but doesn't match it, can't delete")]
+    Overlap {
+        /// What was to be deleted.
+        asked: Box<Rule>,
+        /// What is there.
+        old: Box<Rule>,
+    },
     /// The table is full.
     #[error("Too many rules (maximum {MAX_RULES})")]
     TooMany,
@@ -298,6 +309,14 @@ pub enum RuleError {
         /// Which.
         rule: Box<Rule>,
     },
+    /// A rule cannot be deleted.
+    #[error("{problem}\nUnable to delete rule {rule}")]
+    Kept {
+        /// Why.
+        problem: RuleProblem,
+        /// Which.
+        rule: Box<Rule>,
+    },
 }
 
 /// A table of rules that never contradict each other.
@@ -326,6 +345,27 @@ impl Rules {
         }
         self.0.push(rule);
         Ok(())
+    }
+
+    /// Take away the rule that is exactly `rule`.
+    ///
+    /// # Errors
+    ///
+    /// [`RuleError::Kept`] with the reason; the table is unchanged.
+    pub fn remove(&mut self, rule: &Rule) -> Result<(), RuleError> {
+        if let Some(at) = self.0.iter().position(|old| old == rule) {
+            self.0.remove(at);
+            return Ok(());
+        }
+        let problem = match self.0.iter().find(|old| old.conflicts(rule)) {
+            Some(old) => RuleProblem::Overlap {
+                asked: Box::new(rule.clone()),
+                old: Box::new(old.clone()),
+            },
+            None => RuleProblem::Missing(Box::new(rule.clone())),
+        };
+        let rule = Box::new(rule.clone());
+        Err(RuleError::Kept { problem, rule })
     }
 
     /// The rules, in the order they were added.

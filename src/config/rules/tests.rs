@@ -294,6 +294,29 @@ fn a_refused_rule_changes_nothing() {
 }
 
 #[test]
+fn a_rule_is_deleted_by_naming_it_exactly() {
+    let mut rules = table(&["80,443:8443", "0.0.0.0/9000"], &BOTH).unwrap();
+    let of = |spec: &str| table(&[spec], &BOTH).unwrap().as_slice()[0].clone();
+    let before = rules.clone();
+    let e = rules.remove(&of("81")).unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "Couldn't find forwarding rule to delete: TCP [*]:81  =>  81\n\
+         Unable to delete rule TCP [*]:81  =>  81"
+    );
+    let e = rules.remove(&of("443")).unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "Specifier TCP [*]:443  =>  443 conflicts with rule TCP [*]:443  =>  8443, but doesn't match it, \
+         can't delete\nUnable to delete rule TCP [*]:443  =>  443"
+    );
+    assert_eq!(rules, before);
+    rules.remove(&of("443:8443")).unwrap();
+    rules.remove(&of("80")).unwrap();
+    assert_eq!(rules.as_slice(), [of("0.0.0.0/9000")]);
+}
+
+#[test]
 fn tables_are_bounded() {
     let odd = |n: u16| {
         (0..n)
