@@ -136,6 +136,10 @@ impl Wheel {
     /// Nothing fires before this; `None` if nothing is armed.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
+        let ready = self.heads.get(READY).and_then(|row| row.first());
+        if ready.is_some_and(|id| *id != NONE) {
+            return Some(Instant::default());
+        }
         self.next_tick()
             .map(|tick| Instant(tick.saturating_mul(TICK)))
     }

@@ -5,7 +5,7 @@
 //! arrived as separate messages are copied together into one super-frame: that is cheaper than a write each.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 
 use arrayvec::ArrayVec;
@@ -14,7 +14,10 @@ use nix::sys::epoll::EpollFlags;
 use super::host::Host;
 use super::token::Token;
 use crate::addr::Endpoint;
+use crate::config::rules::RuleId;
 use crate::flow::id::FlowId;
+use crate::flow::traffic::Traffic;
+use crate::flow::translate::Seen;
 use crate::icmp::report::Report;
 use crate::stats::Drop;
 use crate::sys::datagram::{self, OpenOptions};
@@ -22,7 +25,7 @@ use crate::sys::errqueue::{self, Record};
 use crate::sys::mmsg::{self, Scratch, SendOptions};
 use crate::sys::stream;
 use crate::tap::frame::FrameBuf;
-use crate::udp::io::{Fault, Frame, Io, MAX_RECEIVE, Open, Peer, Received, Send};
+use crate::udp::io::{Cut, Fault, Frame, Io, MAX_RECEIVE, Open, Peer, Received, Send};
 use crate::wire::frame::{Checksum, Template};
 use crate::wire::{ethernet, ipv4, ipv6, udp};
 
@@ -30,7 +33,34 @@ use crate::wire::{ethernet, ipv4, ipv6, udp};
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// Of the socket: one of IPv6 may carry IPv4, too.
     ipv6: bool,
+    /// A listener that is not bound to an address: answers have to name their source.
+    anywhere: bool,
+}
+
+impl Socket {
+    /// A socket that was bound elsewhere to listen.
+    #[must_use]
+    #[allow(dead_code, reason = "whoever takes listeners over calls it")]
+    pub fn listener(fd: OwnedFd) -> Self {
+        let address = datagram::local_address(fd.as_fd());
+        Self {
+            ipv6: address.as_ref().is_ok_and(SocketAddr::is_ipv6),
+            anywhere: address.is_ok_and(|a| a.ip().is_unspecified()),
+            fd,
+        }
+    }
+
+    /// A socket that was made elsewhere, and is neither bound nor connected.
+    #[must_use]
+    pub const fn unbound(fd: OwnedFd, ipv6: bool) -> Self {
+        Self {
+            fd,
+            ipv6,
+            anywhere: false,
+        }
+    }
 }
 
 /// Where messages are received: one frame each.
@@ -40,6 +70,8 @@ pub struct Buffers {
     pub(super) scratch: Scratch,
     /// Length of each message last received.
     lengths: [usize; MAX_RECEIVE],
+    /// Where in each frame it begins.
+    skip: usize,
 }
 
 impl Buffers {
@@ -48,6 +80,7 @@ impl Buffers {
             frames: (0..MAX_RECEIVE).map(|_| FrameBuf::new()).collect(),
             scratch: Scratch::new(),
             lengths: [0; MAX_RECEIVE],
+            skip: 0,
         }
     }
 }
@@ -104,7 +137,18 @@ pub(super) fn send_options(how: &Send) -> SendOptions {
         to: how.to.map(sockaddr),
         hop_limit: how.hop_limit,
         tos: how.tos,
+        source: how.source,
         ipv6: how.ipv6,
+    }
+}
+
+impl Socket {
+    fn options(&self, how: &Send) -> SendOptions {
+        let options = send_options(how);
+        SendOptions {
+            source: options.source.filter(|_| self.anywhere),
+            ..options
+        }
     }
 }
 
@@ -120,13 +164,7 @@ impl Io for Host {
         let (fd, had_port) = datagram::open_udp(&open_options(open)).map_err(|e| open_fault(&e))?;
         self.watch(&fd, EpollFlags::EPOLLIN, Token::Udp(id))
             .map_err(|e| open_fault(&e.into()))?;
-        Ok((
-            Socket {
-                fd,
-                ipv6: open.ipv6,
-            },
-            had_port,
-        ))
+        Ok((Socket::unbound(fd, open.ipv6), had_port))
     }
 
     fn connect(&mut self, socket: &Socket, peer: Option<Peer>) -> Result<(), Fault> {
@@ -159,8 +197,13 @@ impl Io for Host {
         parts: &[IoSlice<'_>],
         segment: u16,
     ) -> Result<(), Fault> {
-        mmsg::send(socket.fd.as_fd(), &send_options(how), parts, Some(segment))
-            .map_err(|e| fault(&e))
+        mmsg::send(
+            socket.fd.as_fd(),
+            &socket.options(how),
+            parts,
+            Some(segment),
+        )
+        .map_err(|e| fault(&e))
     }
 
     fn send_each(
@@ -169,7 +212,7 @@ impl Io for Host {
         how: &Send,
         parts: &[IoSlice<'_>],
     ) -> (usize, Option<Fault>) {
-        let (sent, error) = mmsg::send_each(socket.fd.as_fd(), &send_options(how), parts);
+        let (sent, error) = mmsg::send_each(socket.fd.as_fd(), &socket.options(how), parts);
         (sent, error.map(|e| fault(&e)))
     }
 
@@ -178,8 +221,10 @@ impl Io for Host {
             frames,
             scratch,
             lengths,
+            skip: at,
         } = &mut self.datagrams;
         let skip = header_len(socket.ipv6);
+        *at = skip;
         let mut rooms: ArrayVec<IoSliceMut<'_>, MAX_RECEIVE> = frames
             .iter_mut()
             .take(out.len())
@@ -189,8 +234,14 @@ impl Io for Host {
             .receive(socket.fd.as_fd(), &mut rooms, |number, arrival| {
                 if let (Some(slot), Some(len)) = (out.get_mut(number), lengths.get_mut(number)) {
                     *len = arrival.len;
+                    let scope = match arrival.from {
+                        SocketAddr::V6(from) => from.scope_id(),
+                        SocketAddr::V4(_) => 0,
+                    };
                     *slot = Received {
                         from: Endpoint::from(arrival.from),
+                        scope,
+                        to: arrival.to,
                         len: arrival.len,
                         segment: arrival.segment,
                         tos: arrival.tos,
@@ -204,25 +255,27 @@ impl Io for Host {
 
     fn forward(&mut self, first: usize, count: usize, frame: &Frame) {
         let template = self.template(frame.src, frame.dst).with_tos(frame.tos);
-        let skip = header_len(frame.dst.is_ipv6());
+        let header = header_len(frame.dst.is_ipv6());
+        // IPv4 on a dual-stack socket: there was room for longer headers.
+        let start = self.datagrams.skip.saturating_sub(header);
         let whole = frame.datagrams == 1 || self.link.tap.offloads().uso;
         if count == 1 && whole {
             let Some(buf) = self.datagrams.frames.get_mut(first) else {
                 return;
             };
             let len = self.datagrams.lengths.get(first).copied().unwrap_or(0);
-            emit(&mut self.link, &template, buf, len, frame.segment);
+            emit(&mut self.link, &template, buf, start, len, frame.segment);
             return;
         }
         let messages = self.datagrams.frames.iter_mut().zip(self.datagrams.lengths);
         let mut gathered = 0_usize;
         for (message, len) in messages.skip(first).take(count) {
             let payload = message
-                .space()
-                .get(skip..skip.saturating_add(len))
+                .space_from(start)
+                .get(header..header.saturating_add(len))
                 .unwrap_or_default();
             for one in payload.chunks(frame.segment.max(1)) {
-                let at = skip.saturating_add(gathered);
+                let at = header.saturating_add(gathered);
                 let Some(room) = self.frame.space().get_mut(at..at.saturating_add(one.len()))
                 else {
                     return;
@@ -234,6 +287,7 @@ impl Io for Host {
                         &mut self.link,
                         &template,
                         &mut self.frame,
+                        0,
                         gathered,
                         frame.segment,
                     );
@@ -246,11 +300,53 @@ impl Io for Host {
                 &mut self.link,
                 &template,
                 &mut self.frame,
+                0,
                 gathered,
                 frame.segment,
             );
         }
     }
+
+    fn relay(
+        &mut self,
+        first: usize,
+        count: usize,
+        socket: &Socket,
+        how: &Send,
+        cut: Cut,
+    ) -> Result<(), Fault> {
+        let Buffers {
+            frames,
+            lengths,
+            skip,
+            ..
+        } = &mut self.datagrams;
+        let parts: ArrayVec<IoSlice<'_>, MAX_RECEIVE> = frames
+            .iter_mut()
+            .zip(lengths)
+            .skip(first)
+            .take(count)
+            .map(|(frame, len)| {
+                let payload = frame.space().get(*skip..skip.saturating_add(*len));
+                IoSlice::new(payload.unwrap_or_default())
+            })
+            .collect();
+        pass_on(socket, &socket.options(how), &parts, cut).map_err(|e| fault(&e))
+    }
+
+    fn namespace_socket(&mut self, _id: FlowId, _ipv6: bool) -> Option<Socket> {
+        None
+    }
+
+    fn bind(&mut self, socket: &Socket, source: IpAddr) -> Result<(), Fault> {
+        datagram::bind_source(socket.fd.as_fd(), source).map_err(|e| fault(&e))
+    }
+
+    fn seen(&self) -> Seen {
+        Seen::default()
+    }
+
+    fn finished(&mut self, _rule: Option<RuleId>, _traffic: &Traffic) {}
 
     fn next_error(&mut self, socket: &Socket, payload: &mut [u8]) -> Option<Record> {
         next_error(&socket.fd, payload)
@@ -274,15 +370,45 @@ impl Io for Host {
     }
 }
 
-/// Write the headers in front of `len` bytes of payload in `buf`, and send.
+/// Send messages as datagrams of one size: in one call if the kernel segments, else each.
+fn pass_on(
+    socket: &Socket,
+    options: &SendOptions,
+    parts: &[IoSlice<'_>],
+    cut: Cut,
+) -> io::Result<()> {
+    let fd = socket.fd.as_fd();
+    if cut.datagrams <= 1 {
+        return mmsg::send(fd, options, parts, None);
+    }
+    let segment = u16::try_from(cut.segment).unwrap_or(u16::MAX);
+    match mmsg::send(fd, options, parts, Some(segment)) {
+        // Too long for the interface, more segments than this kernel takes, or no checksums to be had.
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO)
+            ) => {}
+        result => return result,
+    }
+    for part in parts {
+        for datagram in part.chunks(cut.segment.max(1)) {
+            mmsg::send(fd, options, &[IoSlice::new(datagram)], None)?;
+        }
+    }
+    Ok(())
+}
+
+/// Write the headers in front of `len` bytes of payload in `buf`, the first at `start`, and send.
 fn emit(
     link: &mut super::link::Link,
     template: &Template,
     buf: &mut FrameBuf,
+    start: usize,
     len: usize,
     segment: usize,
 ) {
-    let Some(header) = template.emit_udp(buf.space(), len, Checksum::Partial) else {
+    let Some(header) = template.emit_udp(buf.space_from(start), len, Checksum::Partial) else {
         // Longer than an IP packet can be.
         link.counters.drop(Drop::Malformed);
         return;

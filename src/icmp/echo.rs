@@ -206,6 +206,7 @@ impl<S> Engine<S> {
             to: None,
             hop_limit: None,
             tos: request.tos,
+            source: None,
             ipv6: request.src.is_ipv6(),
         };
         for retry in [false, true] {

@@ -129,7 +129,8 @@ impl<'a> Iterator for Messages<'a> {
 /// Large enough for a socket address of either family.
 pub const ADDR_LEN: usize = size_of::<libc::sockaddr_in6>();
 
-/// A `sockaddr_in` or `sockaddr_in6` in the kernel's layout; `None` for anything else or too short.
+/// A `sockaddr_in` or `sockaddr_in6` in the kernel's layout; `None` for anything else or too short. What a dual-stack
+/// socket shows as an IPv4-mapped address (RFC 4291 section 2.5.5.2) is the IPv4 address.
 #[must_use]
 pub fn parse_sockaddr(bytes: &[u8]) -> Option<SocketAddr> {
     let (family, rest) = bytes.split_first_chunk::<2>()?;
@@ -144,7 +145,11 @@ pub fn parse_sockaddr(bytes: &[u8]) -> Option<SocketAddr> {
             let (_flow, rest) = rest.split_first_chunk::<4>()?;
             let (ip, rest) = rest.split_first_chunk::<16>()?;
             let scope = u32::from_ne_bytes(*rest.first_chunk()?);
-            Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, 0, scope).into())
+            let ip = Ipv6Addr::from(*ip);
+            Some(match ip.to_ipv4_mapped() {
+                Some(v4) => SocketAddrV4::new(v4, port).into(),
+                None => SocketAddrV6::new(ip, port, 0, scope).into(),
+            })
         }
         _ => None,
     }
@@ -218,5 +223,8 @@ mod tests {
             }
         }
         assert_eq!(parse_sockaddr(&[0; ADDR_LEN]), None);
+        let (mapped, len) = emit_sockaddr("[::ffff:192.0.2.1]:53".parse().unwrap());
+        let plain = "192.0.2.1:53".parse().unwrap();
+        assert_eq!(parse_sockaddr(&mapped[..len]), Some(plain));
     }
 }

@@ -168,15 +168,31 @@ fn bind_any(fd: &OwnedFd, options: &OpenOptions<'_>) -> io::Result<bool> {
 /// # Errors
 /// As getsockname(2).
 pub fn local_port(fd: BorrowedFd<'_>) -> io::Result<u16> {
+    Ok(local_address(fd)?.port())
+}
+
+/// The local address; IPv4-mapped ones stay mapped, as they tell the socket's family.
+///
+/// # Errors
+/// As getsockname(2).
+pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let name: nix::sys::socket::SockaddrStorage = nix::sys::socket::getsockname(fd.as_raw_fd())?;
     let v4 = name
         .as_sockaddr_in()
-        .map(nix::sys::socket::SockaddrIn::port);
+        .map(|a| SocketAddr::new(a.ip().into(), a.port()));
     v4.or_else(|| {
         name.as_sockaddr_in6()
-            .map(nix::sys::socket::SockaddrIn6::port)
+            .map(|a| SocketAddr::new(a.ip().into(), a.port()))
     })
     .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Bind to a source address, any port.
+///
+/// # Errors
+/// As bind(2).
+pub fn bind_source(fd: BorrowedFd<'_>, source: IpAddr) -> io::Result<()> {
+    bind(fd, SocketAddr::new(source, 0))
 }
 
 /// Connect a datagram socket: fixes peer and route, and lets only that peer's datagrams in.
@@ -267,6 +283,7 @@ mod tests {
         to: None,
         hop_limit: None,
         tos: 0,
+        source: None,
         ipv6: false,
     };
 
@@ -586,6 +603,63 @@ mod tests {
             assert_eq!(payloads[0][0], if ipv6 { 129 } else { 0 });
             assert_eq!(payloads[0][4..6], 54_321_u16.to_be_bytes());
             assert_eq!(payloads[0][6..], request[6..]);
+        }
+    }
+
+    /// What a listener for both families sees of an IPv4 peer, and how it answers from the address that was asked.
+    #[test]
+    fn dual_stack_listeners_show_plain_ipv4_and_answer_from_where_they_were_asked() {
+        let family = AddressFamily::Inet6;
+        let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_NONBLOCK);
+        let fd = nix::sys::socket::socket(family, kind, flags, None).unwrap();
+        for (level, name) in [
+            (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+            (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            (libc::IPPROTO_IP, libc::IP_RECVERR),
+            (libc::SOL_UDP, libc::UDP_GRO),
+        ] {
+            set_int(&fd, level, name, 1).unwrap();
+        }
+        set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0).unwrap();
+        bind(&fd, "[::]:0".parse().unwrap()).unwrap();
+        let listener = Socket(fd);
+        let address = local_address(listener.0.as_fd()).unwrap();
+        assert!(address.is_ipv6() && address.ip().is_unspecified());
+        for (local, ipv6) in [("127.0.0.9", false), ("::1", true)] {
+            let local: IpAddr = local.parse().unwrap();
+            let (peer, here) = server(if ipv6 { "[::1]:0" } else { "127.0.0.1:0" });
+            peer.send_to(b"question", (local, address.port())).unwrap();
+            let (messages, _) = receive(&listener);
+            let got = messages[0];
+            assert_eq!((got.from, got.to, got.group), (here, Some(local), false));
+            let how = SendOptions {
+                to: Some(got.from),
+                source: got.to,
+                hop_limit: Some(7),
+                tos: 0x20,
+                ipv6,
+            };
+            set_dont_fragment(listener.0.as_fd(), ipv6, true).unwrap();
+            let parts = [IoSlice::new(b"1234"), IoSlice::new(b"5678")];
+            listener.send_segments(&how, &parts, 4);
+            assert_eq!(listener.send_each(&how, &parts), (2, None));
+            let mut buf = [0; 16];
+            for _ in 0..4 {
+                let (len, from) = peer.recv_from(&mut buf).unwrap();
+                assert_eq!((len, from), (4, SocketAddr::new(local, address.port())));
+            }
+            // The peer is gone: the complaint names it as it was named to us.
+            drop(peer);
+            let (sent, _) = listener.send_each(&how, &[IoSlice::new(b"late")]);
+            assert_eq!(sent, 1);
+            if !ipv6 {
+                wait(&listener, PollFlags::POLLERR);
+                let record = listener.next_error(&mut [0; 64]).unwrap();
+                assert_eq!(record.destination, Some(here));
+                assert_eq!(record.errno, libc::ECONNREFUSED);
+            }
         }
     }
 }

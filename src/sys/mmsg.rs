@@ -21,10 +21,11 @@ use super::cmsg::{ADDR_LEN, Control, emit_sockaddr, parse_sockaddr};
 /// Most messages per call.
 pub const MAX_MESSAGES: usize = 64;
 
-/// Room for hop limit, traffic class and segment size: 24 bytes each.
-const SEND_CONTROL: usize = 96;
-/// Room for UDP_GRO, traffic class and the larger packet-info: 24 + 24 + 40 bytes, and some.
-const RECEIVE_CONTROL: usize = 128;
+/// Room for hop limit, traffic class and segment size, 24 bytes each, and the larger packet-info, 40.
+const SEND_CONTROL: usize = 128;
+/// Room for UDP_GRO, traffic class, and the packet-info of both families, which a dual-stack socket gives for IPv4:
+/// 24 + 24 + 32 + 40 bytes, and some.
+const RECEIVE_CONTROL: usize = 160;
 
 /// What goes with every datagram of a send.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +36,9 @@ pub struct SendOptions {
     pub hop_limit: Option<u8>,
     /// TOS or traffic class; 0: the socket's default.
     pub tos: u8,
-    /// Family of the socket.
+    /// Source address, where the socket is not bound to one; `None`: the kernel chooses.
+    pub source: Option<IpAddr>,
+    /// Family of the datagram; on a dual-stack socket not always that of the socket.
     pub ipv6: bool,
 }
 
@@ -60,6 +63,16 @@ impl Envelope {
         }
         if options.tos != 0 {
             control.push(level, tos, &c_int::from(options.tos).to_ne_bytes());
+        }
+        match options.source {
+            Some(IpAddr::V4(ip)) => {
+                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &packet_info_v4(ip));
+            }
+            Some(IpAddr::V6(ip)) => {
+                let info = packet_info_v6(ip, options.to);
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            None => {}
         }
         if let Some(size) = segment {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
@@ -89,6 +102,23 @@ impl Envelope {
         }
         msg
     }
+}
+
+/// `struct in_pktinfo` (ip(7)): any interface, this source, and a field that counts only when receiving.
+fn packet_info_v4(source: Ipv4Addr) -> [u8; 12] {
+    let mut info = [0; 12];
+    info[4..8].copy_from_slice(&source.octets());
+    info
+}
+
+/// `struct in6_pktinfo` (ipv6(7)): this source, and the interface where the address means nothing without one.
+fn packet_info_v6(source: Ipv6Addr, to: Option<SocketAddr>) -> [u8; 20] {
+    let mut info = [0; 20];
+    info[..16].copy_from_slice(&source.octets());
+    if let Some(SocketAddr::V6(to)) = to.filter(|_| source.is_unicast_link_local()) {
+        info[16..].copy_from_slice(&to.scope_id().to_ne_bytes());
+    }
+    info
 }
 
 const SEND_FLAGS: c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -165,6 +195,8 @@ pub struct Arrival {
     pub tos: u8,
     /// Packet information is on, and the destination was a multicast or broadcast address.
     pub group: bool,
+    /// Packet information is on: the address of ours that it was sent to, for broadcast one that can answer.
+    pub to: Option<IpAddr>,
     /// There was more than the buffer could take.
     pub truncated: bool,
 }
@@ -263,6 +295,7 @@ fn arrival(
         segment: len,
         tos: 0,
         group: false,
+        to: None,
         truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
     };
     for message in control.received(filled) {
@@ -277,14 +310,23 @@ fn arrival(
                     .and_then(|n| u8::try_from(n).ok())
                     .unwrap_or(0);
             }
-            (libc::IPPROTO_IP, libc::IP_PKTINFO) => out.group = is_group_v4(message.data),
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                out.group = is_group_v4(message.data);
+                let local = message.data.get(4..).and_then(<[u8]>::first_chunk::<4>);
+                out.to = local.map(|ip| IpAddr::from(*ip)).or(out.to);
+            }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                let ip = message
-                    .data
-                    .first_chunk::<16>()
-                    .copied()
-                    .map(Ipv6Addr::from);
-                out.group = ip.is_some_and(|ip| ip.is_multicast());
+                let Some(ip) = message.data.first_chunk().copied().map(Ipv6Addr::from) else {
+                    continue;
+                };
+                // Of an IPv4 datagram IP_PKTINFO tells more.
+                if let Some(v4) = ip.to_ipv4_mapped() {
+                    out.group |= v4.is_multicast() || v4.is_broadcast();
+                    out.to = out.to.or(Some(v4.into()));
+                } else {
+                    out.group = ip.is_multicast();
+                    out.to = Some(ip.into());
+                }
             }
             _ => {}
         }

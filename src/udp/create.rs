@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Engine;
-use super::flow::{Flow, Socket, State};
+use super::flow::{Flow, Name, Socket, State};
 use super::io::{Datagram, Fault, Io, Open, Peer};
 use crate::addr::Endpoint;
 use crate::clock::Instant;
@@ -32,12 +32,12 @@ impl From<Drop> for Refusal {
 }
 
 /// The table key of the socket that is shared by the flows of one end point of the guest.
-fn home(guest: Endpoint) -> Key {
+fn home(guest: Endpoint) -> Name {
     let any = match guest.ip {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    Key::new(guest, Endpoint::new(any, 0))
+    Name::tap(Key::new(guest, Endpoint::new(any, 0)))
 }
 
 impl<S> Engine<S> {
@@ -51,11 +51,16 @@ impl<S> Engine<S> {
         let key = Key::new(datagram.src, datagram.dst);
         let out = translate::outbound(&self.cfg, Protocol::Udp, datagram.src, datagram.dst)?;
         if self.state.flows.is_full() {
-            self.state.evict(io, now).ok_or(Drop::TableFull)?;
+            self.state
+                .evict(io, now)
+                .or_else(|| self.state.give_up(io, now))
+                .ok_or(Drop::TableFull)?;
         }
         match self.state.assign(io, now, &self.cfg, key, &out) {
             Ok(id) => {
-                self.state.timers.arm(id.0, now + self.timeouts.unreplied);
+                self.state
+                    .timers
+                    .arm(id.0, now + self.state.timeouts.unreplied);
                 Ok(id)
             }
             Err(Refusal::Drop(why)) => Err(why),
@@ -95,7 +100,7 @@ impl<S> State<S> {
             Some(id) if self.may_share(cfg, id, key, out) && self.share(io, id) => id,
             Some(_) => {
                 open.port = 0;
-                self.open(io, now, key, &open)?.0
+                self.open(io, now, Name::tap(key), &open)?.0
             }
             None => {
                 let (id, had_port) = self.open(io, now, home, &open)?;
@@ -129,7 +134,7 @@ impl<S> State<S> {
     ) -> Result<FlowId, Refusal> {
         let (id, group) = (flow.socket, flow.group);
         let added = self
-            .add_flow(key, flow)
+            .add_flow(Name::tap(key), flow)
             .ok_or(Refusal::Drop(Drop::TableFull));
         match self.sockets.get_mut(id) {
             Some(socket) if group && !socket.groups_enabled => {
@@ -156,7 +161,7 @@ impl<S> State<S> {
         };
         match io.connect(inner, Some(flow.peer)) {
             Ok(()) => {
-                let id = self.add_flow(key, flow).ok_or(Drop::TableFull)?;
+                let id = self.add_flow(Name::tap(key), flow).ok_or(Drop::TableFull)?;
                 if let Some(socket) = self.sockets.get_mut(socket_id) {
                     socket.connected = Some(id);
                 }
@@ -188,7 +193,7 @@ impl<S> State<S> {
         let same = std::iter::once(Some(out.dst.ip)).chain(translate::aliases(cfg, out.dst.ip));
         !same.flatten().any(|ip| {
             let other = Key::new(key.guest, Endpoint::new(ip, out.dst.port));
-            let flow = self.flows.lookup(&other).and_then(|id| self.flows.get(id));
+            let flow = self.find(&other).and_then(|id| self.flows.get(id));
             flow.is_some_and(|flow| flow.socket == socket && flow.peer.end == out.dst)
         })
     }
@@ -214,7 +219,7 @@ impl<S> State<S> {
         &mut self,
         io: &mut I,
         now: Instant,
-        key: Key,
+        name: Name,
         open: &Open<'_>,
     ) -> Result<(FlowId, bool), Refusal> {
         if self.sockets.is_full() {
@@ -222,7 +227,7 @@ impl<S> State<S> {
         }
         let socket = Socket::new((open.source, open.device.is_some()));
         let id = self
-            .add_socket(key, socket, now)
+            .add_socket(name, socket, now)
             .ok_or(Drop::NoDescriptor)?;
         let mut result = io.open(id, open);
         if matches!(result, Err(Fault::NoDescriptor)) && self.evict(io, now).is_some() {
@@ -243,7 +248,7 @@ impl<S> State<S> {
     }
 
     /// Close the socket that has been idle longest, if that is long enough.
-    fn evict<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant) -> Option<()> {
+    pub(super) fn evict<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant) -> Option<()> {
         let (id, used) = self.least_recently_used()?;
         if now.micros().saturating_sub(used.micros()) < EVICT_AFTER_US {
             return None;

@@ -1,12 +1,14 @@
 //! What became of datagrams that were sent: the socket's error queue, as ICMP errors for the guest.
 
 use super::Engine;
+use super::flow::{Carrier, Name};
 use super::io::{Datagram, Io};
 use crate::addr::Endpoint;
 use crate::flow::id::{FlowId, Key};
 use crate::flow::translate;
 use crate::icmp::quote::{self, Quote};
 use crate::icmp::report::{Kind, Report};
+use crate::stats::Drop;
 use crate::sys::errqueue::{Origin, Record};
 
 /// Entries read at a time. Left-over ones raise the event again.
@@ -22,8 +24,7 @@ impl<S> Engine<S> {
     ) {
         let group = self
             .state
-            .flows
-            .lookup(&Key::new(datagram.src, datagram.dst))
+            .find(&Key::new(datagram.src, datagram.dst))
             .and_then(|id| self.state.flows.get(id))
             .is_some_and(|flow| flow.group);
         if group || datagram.dst.ip.is_multicast() {
@@ -38,24 +39,29 @@ impl<S> Engine<S> {
         });
     }
 
-    /// As [`Self::read_errors`], for the socket of a flow.
+    /// As [`Self::read_errors`], for the carrier of a flow.
     pub(super) fn read_errors_of_flow<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
         id: FlowId,
     ) -> Option<u32> {
-        let socket = self.state.flows.get(id)?.socket;
-        self.read_errors(io, socket)
+        let carrier = self.state.flows.get(id)?.carrier();
+        self.read_errors(io, carrier)
     }
 
-    /// Empty the error queue of a socket, telling the guest what there is to tell. Returns the MTU if a
+    /// Empty the error queue of a socket or listener, telling the guest what there is to tell. Returns the MTU if a
     /// datagram was found too large when it was sent; whoever sent it tells the guest.
-    pub(super) fn read_errors<I: Io<Socket = S>>(&mut self, io: &mut I, id: FlowId) -> Option<u32> {
+    pub(super) fn read_errors<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        carrier: Carrier,
+    ) -> Option<u32> {
         let mut mtu = None;
         let mut quote = Quote::new();
-        let inner = self.state.sockets.get(id)?.io.as_ref()?;
         for count in 0..MAX_RECORDS {
-            let Some(record) = io.next_error(inner, quote.payload(self.is_ipv6(id))) else {
+            let inner = self.state.inner(carrier)?;
+            // Of either family: a listener may have both.
+            let Some(record) = io.next_error(inner, quote.payload(true)) else {
                 if count == 0 {
                     // An error without an entry (the queue was full, an interface went down) would
                     // otherwise be signalled for ever.
@@ -69,16 +75,44 @@ impl<S> Engine<S> {
                 }
                 continue;
             }
-            self.report_record(io, id, &record, &mut quote);
+            if let Some(id) = self.blamed(io, carrier, &record) {
+                if self.is_splice(id) {
+                    // Nobody there (any more): whoever sends next starts afresh.
+                    io.drop(Drop::SocketError);
+                    self.state.remove_flow(io, id);
+                } else {
+                    self.report_record(io, id, &record, &mut quote);
+                }
+            }
         }
         mtu
     }
 
-    fn is_ipv6(&self, socket: FlowId) -> bool {
-        self.state
-            .sockets
-            .key(socket)
-            .is_some_and(|key| key.guest.is_ipv6())
+    fn is_splice(&self, id: FlowId) -> bool {
+        self.state.flows.key(id).is_some_and(Name::is_splice)
+    }
+
+    /// The flow whose datagram a complaint is about.
+    fn blamed<I: Io<Socket = S>>(
+        &self,
+        io: &I,
+        carrier: Carrier,
+        record: &Record,
+    ) -> Option<FlowId> {
+        match carrier {
+            Carrier::Socket(id) => {
+                let connected = self.state.sockets.get(id)?.connected;
+                connected.or_else(|| {
+                    let guest = self.state.sockets.key(id)?.key.guest;
+                    let to = Endpoint::from(record.destination?);
+                    self.state.flow_to(&self.cfg, id, guest, to)
+                })
+            }
+            Carrier::Listener(id) => {
+                let to = Endpoint::from(record.destination?);
+                self.flow_with(&io.seen(), id, to)
+            }
+        }
     }
 
     /// Pass a router's complaint on.
@@ -89,23 +123,17 @@ impl<S> Engine<S> {
         record: &Record,
         quote: &mut Quote,
     ) {
-        let (Some(kind), Some(key)) = (Kind::from_record(record), self.state.sockets.key(id))
-        else {
-            return;
-        };
-        let connected = self.state.sockets.get(id).and_then(|s| s.connected);
-        let flow_id = connected.or_else(|| {
-            let to = Endpoint::from(record.destination?);
-            self.state.flow_to(&self.cfg, id, key.guest, to)
-        });
-        let Some((flow, key)) =
-            flow_id.and_then(|f| Some((self.state.flows.get(f)?, self.state.flows.key(f)?)))
-        else {
+        let (Some(kind), Some(flow), Some(name)) = (
+            Kind::from_record(record),
+            self.state.flows.get(id),
+            self.state.flows.key(id),
+        ) else {
             return;
         };
         if flow.group {
             return;
         }
+        let key = name.key;
         let from =
             translate::complainer(&self.cfg, record.offender, flow.peer.end.ip, key.remote.ip);
         let quote = quote.finish_udp(

@@ -11,9 +11,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::net::IpAddr;
 
-use super::io::{Fault, Frame, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Open, Peer, Received, Send};
+use super::io::{Cut, Fault, Frame, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Open, Peer, Received, Send};
 use crate::addr::Endpoint;
+use crate::config::rules::RuleId;
 use crate::flow::id::FlowId;
+use crate::flow::traffic::Traffic;
+use crate::flow::translate::Seen;
 use crate::icmp::report::{Kind, Report};
 use crate::stats::Drop;
 use crate::sys::errqueue::Record;
@@ -32,10 +35,16 @@ pub(crate) struct Sock {
     pub id: u32,
     pub port: u16,
     pub source: Option<IpAddr>,
+    /// It is in the namespace.
+    pub inside: bool,
+    /// It is a listener, registered elsewhere.
+    pub listener: bool,
     pub device: Option<String>,
     pub connected: Option<Endpoint>,
     pub groups: bool,
     pub dont_fragment: Option<bool>,
+    /// Something was relayed by it; that needs no setting.
+    pub target: bool,
     pub rx: VecDeque<(Received, Vec<u8>)>,
     pub errors: VecDeque<(Record, Vec<u8>)>,
     pub pending: Option<i32>,
@@ -46,6 +55,8 @@ pub(crate) struct Sock {
 pub(crate) struct Sent {
     pub port: u16,
     pub to: Endpoint,
+    /// By packet information.
+    pub source: Option<IpAddr>,
     pub payload: Vec<u8>,
     pub hop_limit: Option<u8>,
     pub tos: u8,
@@ -92,6 +103,10 @@ pub(crate) struct World {
     pub drops: Vec<Drop>,
     pub cleared: usize,
     pub arrived: Vec<Vec<u8>>,
+    pub seen: Seen,
+    /// Sockets of the namespace that are ready.
+    pub pool: usize,
+    pub finished: Vec<(Option<RuleId>, Traffic)>,
 }
 
 impl Default for World {
@@ -113,6 +128,9 @@ impl Default for World {
             drops: Vec::new(),
             cleared: 0,
             arrived: Vec::new(),
+            seen: Seen::default(),
+            pool: 8,
+            finished: Vec::new(),
         }
     }
 }
@@ -148,6 +166,31 @@ impl World {
         true
     }
 
+    /// A listener of the host or of the namespace.
+    pub fn listener(&mut self, port: u16) -> Handle {
+        self.next += 1;
+        let sock = Sock {
+            port,
+            listener: true,
+            ..Sock::default()
+        };
+        self.socks.insert(self.next, sock);
+        Handle(self.next)
+    }
+
+    /// A datagram arrives at a listener.
+    pub fn knock(&mut self, listener: Handle, from: &str, to: &str, payload: &[u8]) {
+        let message = Received {
+            from: ep(from),
+            to: Some(to.parse().unwrap()),
+            len: payload.len(),
+            segment: payload.len(),
+            ..Received::EMPTY
+        };
+        let sock = self.socks.get_mut(&listener.0).unwrap();
+        sock.rx.push_back((message, payload.to_vec()));
+    }
+
     /// Where sockets are registered that have something to say.
     pub fn ready(&self) -> Vec<(FlowId, super::io::Readiness)> {
         let some = |s: &&Sock| !s.rx.is_empty() || !s.errors.is_empty() || s.pending.is_some();
@@ -157,6 +200,7 @@ impl World {
         };
         self.socks
             .values()
+            .filter(|s| !s.listener)
             .filter(some)
             .map(|s| (FlowId(s.id), ready(s)))
             .collect()
@@ -183,10 +227,14 @@ impl World {
             _ => Ok(Sent {
                 port: sock.port,
                 to,
+                source: how.source,
                 payload: Vec::new(),
                 hop_limit: how.hop_limit,
                 tos: how.tos,
-                dont_fragment: sock.dont_fragment.expect("not set before the first send"),
+                dont_fragment: sock
+                    .dont_fragment
+                    .or(sock.target.then_some(false))
+                    .expect("not set before the first send"),
                 call: self.calls,
             }),
         }
@@ -335,6 +383,52 @@ impl Io for World {
                 frame: self.frames,
             });
         }
+    }
+
+    fn relay(
+        &mut self,
+        first: usize,
+        count: usize,
+        socket: &Handle,
+        how: &Send,
+        cut: Cut,
+    ) -> Result<(), Fault> {
+        self.socks.get_mut(&socket.0).expect("closed").target = true;
+        let all = self.arrived[first..first + count].concat();
+        let parts: Vec<&[u8]> = if all.is_empty() {
+            vec![&[]]
+        } else {
+            all.chunks(cut.segment).collect()
+        };
+        assert_eq!(parts.len(), cut.datagrams);
+        let template = self.admit(socket, how)?;
+        for payload in parts {
+            self.sent.push(Sent {
+                payload: payload.to_vec(),
+                ..template.clone()
+            });
+        }
+        Ok(())
+    }
+
+    fn namespace_socket(&mut self, id: FlowId, _: bool) -> Option<Handle> {
+        self.pool = self.pool.checked_sub(1)?;
+        let (handle, _) = self.open(id, &Open::default()).ok()?;
+        self.socks.get_mut(&handle.0)?.inside = true;
+        Some(handle)
+    }
+
+    fn bind(&mut self, socket: &Handle, source: IpAddr) -> Result<(), Fault> {
+        self.socks.get_mut(&socket.0).expect("closed").source = Some(source);
+        Ok(())
+    }
+
+    fn seen(&self) -> Seen {
+        self.seen
+    }
+
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        self.finished.push((rule, *traffic));
     }
 
     fn next_error(&mut self, socket: &Handle, payload: &mut [u8]) -> Option<Record> {

@@ -10,7 +10,7 @@ use std::io::IoSlice;
 use arrayvec::ArrayVec;
 
 use super::Engine;
-use super::flow::NO_RUN;
+use super::flow::{Carrier, NO_RUN, NONE};
 use super::io::{Datagram, Fault, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Send};
 use crate::clock::Instant;
 use crate::flow::id::{FlowId, Key};
@@ -91,11 +91,7 @@ impl<S> Engine<S> {
         datagram: &Datagram<'_>,
         runs: &mut ArrayVec<Run, CHUNK>,
     ) -> Result<u8, Drop> {
-        let id = match self
-            .state
-            .flows
-            .lookup(&Key::new(datagram.src, datagram.dst))
-        {
+        let id = match self.state.find(&Key::new(datagram.src, datagram.dst)) {
             Some(id) => id,
             None => self.create(io, now, datagram)?,
         };
@@ -110,6 +106,8 @@ impl<S> Engine<S> {
             runs.try_push(run).map_err(|_| Drop::NoBuffer)?;
             flow.run = number;
             flow.used = now;
+            // To one that began outside this is an answer.
+            flow.replied |= flow.listener != NONE;
             let socket = flow.socket;
             // Also protects the flow from being evicted for another one of this batch.
             self.state.touch(socket, now);
@@ -128,6 +126,11 @@ impl<S> Engine<S> {
     ) {
         if let Some(flow) = self.state.flows.get_mut(run.flow) {
             flow.run = NO_RUN;
+            let mut at = usize::from(run.head);
+            while let Some(datagram) = chunk.get(at) {
+                flow.traffic.add_out(datagram.payload.len());
+                at = next.get(at).map_or(CHUNK, |n| usize::from(*n));
+            }
         }
         let mut pieces = Pieces::new();
         let mut at = usize::from(run.head);
@@ -217,27 +220,35 @@ impl<S> Engine<S> {
     ) -> Option<Send> {
         let datagram = piece.of;
         let flow = self.state.flows.get(id)?;
-        let socket = self.state.sockets.get_mut(flow.socket)?;
         let ipv6 = flow.peer.end.is_ipv6();
-        if socket.dont_fragment != Some(piece.dont_fragment) {
-            io.set_dont_fragment(socket.io.as_ref()?, ipv6, piece.dont_fragment);
-            socket.dont_fragment = Some(piece.dont_fragment);
+        let (inner, known, connected) = match flow.carrier() {
+            Carrier::Socket(id) => {
+                let socket = self.state.sockets.get_mut(id)?;
+                let inner = socket.io.as_ref()?;
+                (inner, &mut socket.dont_fragment, socket.connected.is_some())
+            }
+            Carrier::Listener(id) => {
+                let post = self.state.listeners.get_mut(id)?;
+                let known = post.dont_fragment.get_mut(usize::from(ipv6))?;
+                (&post.listener.socket, known, false)
+            }
+        };
+        if *known != Some(piece.dont_fragment) {
+            io.set_dont_fragment(inner, ipv6, piece.dont_fragment);
+            *known = Some(piece.dont_fragment);
         }
         // The default for multicast is 1 hop, whatever the guest wanted.
         // What sockets send with anyway needs no control message.
         let plain = datagram.hop_limit == DEFAULT_HOP_LIMIT && !flow.group;
         Some(Send {
-            to: if socket.connected.is_some() {
-                None
-            } else {
-                Some(flow.peer)
-            },
+            to: if connected { None } else { Some(flow.peer) },
             hop_limit: if plain {
                 None
             } else {
                 Some(datagram.hop_limit)
             },
             tos: datagram.tos,
+            source: flow.local,
             ipv6,
         })
     }
@@ -367,8 +378,7 @@ impl<S> Engine<S> {
 
     /// The socket of a flow.
     fn inner(&self, id: FlowId) -> Option<&S> {
-        let flow = self.state.flows.get(id)?;
-        self.state.sockets.get(flow.socket)?.io.as_ref()
+        self.state.inner(self.state.flows.get(id)?.carrier())
     }
 }
 

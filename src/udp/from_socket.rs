@@ -5,8 +5,8 @@
 //! connection was dissolved: the sender of every message is checked here.
 
 use super::Engine;
-use super::flow::State;
-use super::io::{Fault, Frame, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Readiness, Received};
+use super::flow::{Carrier, NONE, State};
+use super::io::{Cut, Fault, Frame, Io, MAX_BURST_BYTES, MAX_SEGMENTS, Readiness, Received, Send};
 use crate::addr::Endpoint;
 use crate::clock::Instant;
 use crate::config::Config;
@@ -21,9 +21,26 @@ const FEW: usize = 4;
 
 /// The ends of a frame for the guest: as it is to see them.
 #[derive(Clone, Copy)]
-struct Ends {
-    src: Endpoint,
-    dst: Endpoint,
+pub(super) struct Ends {
+    pub src: Endpoint,
+    pub dst: Endpoint,
+}
+
+/// Over the tap, or round it.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    Guest(Ends),
+    Socket(Carrier, Send),
+}
+
+/// Where messages go, and on whose account.
+#[derive(Clone, Copy)]
+pub(super) struct Route {
+    /// [`NONE`]: nobody's (answers to groups).
+    pub flow: FlowId,
+    /// Towards the guest or its namespace.
+    pub inward: bool,
+    pub way: Way,
 }
 
 impl<S> Engine<S> {
@@ -35,45 +52,50 @@ impl<S> Engine<S> {
         id: FlowId,
         ready: Readiness,
     ) {
+        self.on_carrier(io, now, Carrier::Socket(id), ready);
+    }
+
+    pub(super) fn on_carrier<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        from: Carrier,
+        ready: Readiness,
+    ) {
         if ready.error {
-            self.read_errors(io, id);
+            self.read_errors(io, from);
         }
         if ready.readable {
-            self.receive(io, now, id);
+            self.receive(io, now, from);
         }
     }
 
-    fn receive<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant, id: FlowId) {
+    fn receive<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant, from: Carrier) {
         for _ in 0..BUDGET {
-            let Some(socket) = self.state.sockets.get_mut(id) else {
+            let Some((inner, busy)) = self.state.receiver(from) else {
                 return;
             };
-            let Some(inner) = &socket.io else {
-                return;
-            };
-            let want = if socket.busy {
-                self.received.len()
-            } else {
-                FEW
-            };
+            let want = if *busy { self.received.len() } else { FEW };
             let Some(room) = self.received.get_mut(..want) else {
                 return;
             };
             match io.receive(inner, room) {
                 Ok(count) => {
-                    socket.busy = count >= want;
+                    *busy = count >= want;
+                    if let Carrier::Socket(id) = from {
+                        self.state.touch(id, now);
+                    }
                     let messages = self.received.get(..count).unwrap_or_default();
-                    self.state.touch(id, now);
-                    self.state.relay(io, now, &self.cfg, id, messages);
+                    self.state.relay(io, now, &self.cfg, from, messages);
                     if count < want {
                         return;
                     }
                 }
                 Err(Fault::Errno(_) | Fault::TooBig) => {
-                    self.read_errors(io, id);
+                    self.read_errors(io, from);
                 }
                 Err(Fault::WouldBlock | Fault::NoDescriptor) => {
-                    socket.busy = false;
+                    *busy = false;
                     return;
                 }
             }
@@ -82,43 +104,100 @@ impl<S> Engine<S> {
 }
 
 impl<S> State<S> {
+    /// A socket to receive from, and whether it has filled a whole receive before.
+    fn receiver(&mut self, from: Carrier) -> Option<(&S, &mut bool)> {
+        match from {
+            Carrier::Socket(id) => {
+                let socket = self.sockets.get_mut(id)?;
+                Some((socket.io.as_ref()?, &mut socket.busy))
+            }
+            Carrier::Listener(id) => {
+                let post = self.listeners.get_mut(id)?;
+                Some((&post.listener.socket, &mut post.busy))
+            }
+        }
+    }
+
     /// Forward what was received, in order, runs of the same sender and size together.
     fn relay<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
         now: Instant,
         cfg: &Config,
-        id: FlowId,
+        from: Carrier,
         messages: &[Received],
     ) {
-        let mut known: Option<(Endpoint, bool, Ends)> = None;
+        let mut known: Option<(&Received, Route)> = None;
         let mut first = 0_usize;
         while let Some((message, behind)) = messages.get(first..).and_then(<[_]>::split_first) {
-            let ends = match known {
-                Some((from, group, ends)) if from == message.from && group == message.group => {
-                    Ok(ends)
-                }
-                _ => self.resolve(now, cfg, id, message),
+            let route = match known {
+                Some((last, route)) if same_ends(last, message) => Ok(route),
+                _ => match from {
+                    Carrier::Socket(id) => self.resolve(now, cfg, id, message),
+                    Carrier::Listener(id) => self.arrive(io, now, cfg, id, message),
+                },
             };
             let mut count = 1;
-            match ends {
+            match route {
                 Err(why) => io.drop(why),
                 Ok(_) if message.truncated => io.drop(Drop::Truncated),
-                Ok(ends) => {
-                    known = Some((message.from, message.group, ends));
+                Ok(route) => {
+                    known = Some((message, route));
                     let run = Run::new(message, behind);
                     count = run.messages;
-                    let frame = Frame {
-                        src: ends.src,
-                        dst: ends.dst,
-                        tos: message.tos,
-                        segment: message.segment,
-                        datagrams: run.datagrams,
-                    };
-                    io.forward(first, count, &frame);
+                    self.carry(io, first, message, &run, &route);
                 }
             }
             first = first.saturating_add(count);
+        }
+    }
+
+    /// Send a run of messages on its way.
+    fn carry<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        first: usize,
+        message: &Received,
+        run: &Run,
+        route: &Route,
+    ) {
+        if let Some(flow) = self.flows.get_mut(route.flow) {
+            if route.inward {
+                flow.traffic.add_in(run.bytes);
+            } else {
+                flow.traffic.add_out(run.bytes);
+            }
+        }
+        match route.way {
+            Way::Guest(ends) => {
+                let frame = Frame {
+                    src: ends.src,
+                    dst: ends.dst,
+                    tos: message.tos,
+                    segment: message.segment,
+                    datagrams: run.datagrams,
+                };
+                io.forward(first, run.messages, &frame);
+            }
+            Way::Socket(to, how) => {
+                let how = Send {
+                    tos: message.tos,
+                    ..how
+                };
+                let cut = Cut {
+                    segment: message.segment,
+                    datagrams: run.datagrams,
+                };
+                let Some(inner) = self.inner(to) else {
+                    return;
+                };
+                match io.relay(first, run.messages, inner, &how, cut) {
+                    Ok(()) => {}
+                    Err(Fault::WouldBlock | Fault::NoDescriptor) => io.drop(Drop::QueueFull),
+                    // What became of the flow, its socket's error queue says.
+                    Err(Fault::TooBig | Fault::Errno(_)) => io.drop(Drop::SocketError),
+                }
+            }
         }
     }
 
@@ -129,20 +208,28 @@ impl<S> State<S> {
         cfg: &Config,
         id: FlowId,
         message: &Received,
-    ) -> Result<Ends, Drop> {
+    ) -> Result<Route, Drop> {
         let socket = self.sockets.get(id).ok_or(Drop::NoFlow)?;
-        let guest = self.sockets.key(id).ok_or(Drop::NoFlow)?.guest;
+        if socket.target.is_some() {
+            return self.answer(now, id, message);
+        }
+        let guest = self.sockets.key(id).ok_or(Drop::NoFlow)?.key.guest;
         let groups = socket.groups > 0;
         let flow = match socket.connected {
             Some(flow) => Some(flow),
             None => self.flow_to(cfg, id, guest, message.from),
         };
+        let route = |flow, src| Route {
+            flow,
+            inward: true,
+            way: Way::Guest(Ends { src, dst: guest }),
+        };
         if let Some(flow_id) = flow {
-            let src = self.flows.key(flow_id).ok_or(Drop::NoFlow)?.remote;
+            let src = self.flows.key(flow_id).ok_or(Drop::NoFlow)?.key.remote;
             let flow = self.flows.get_mut(flow_id).ok_or(Drop::NoFlow)?;
             if flow.peer.end == message.from && !flow.group {
                 (flow.replied, flow.used) = (true, now);
-                return Ok(Ends { src, dst: guest });
+                return Ok(route(flow_id, src));
             }
         }
         // The answer to something sent to a group: from a single station, to us alone.
@@ -151,10 +238,7 @@ impl<S> State<S> {
             return Err(Drop::NoFlow);
         }
         let ip = translate::visible_source(cfg, message.from.ip).ok_or(Drop::NoFlow)?;
-        Ok(Ends {
-            src: Endpoint::new(ip, message.from.port),
-            dst: guest,
-        })
+        Ok(route(NONE, Endpoint::new(ip, message.from.port)))
     }
 
     /// The flow of an end point of the guest, on this socket, whose destination on the host's side is `peer`.
@@ -166,9 +250,7 @@ impl<S> State<S> {
         peer: Endpoint,
     ) -> Option<FlowId> {
         let is_it = |ip| {
-            let id = self
-                .flows
-                .lookup(&Key::new(guest, Endpoint::new(ip, peer.port)))?;
+            let id = self.find(&Key::new(guest, Endpoint::new(ip, peer.port)))?;
             let flow = self.flows.get(id)?;
             (flow.socket == socket && flow.peer.end == peer).then_some(id)
         };
@@ -179,6 +261,11 @@ impl<S> State<S> {
                 .find_map(is_it)
         })
     }
+}
+
+/// From and to the same ends?
+fn same_ends(a: &Received, b: &Received) -> bool {
+    (a.from, a.scope, a.to, a.group) == (b.from, b.scope, b.to, b.group)
 }
 
 fn is_station(end: Endpoint) -> bool {
@@ -194,6 +281,7 @@ fn is_station(end: Endpoint) -> bool {
 struct Run {
     messages: usize,
     datagrams: usize,
+    bytes: usize,
 }
 
 impl Run {
@@ -210,8 +298,7 @@ impl Run {
         let mut whole = size > 0 && message.len.checked_rem(size) == Some(0);
         for next in behind {
             let fits = next.segment == size || (next.len == next.segment && next.len < size);
-            let alike = next.from == message.from
-                && next.group == message.group
+            let alike = same_ends(next, message)
                 && next.tos == message.tos
                 && !next.truncated
                 && next.len > 0;
@@ -227,6 +314,7 @@ impl Run {
         Self {
             messages,
             datagrams,
+            bytes,
         }
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! The core decides, an [`Io`] does. The event loop implements it with real sockets and the tap, tests with a
 //! fake network. Nothing here blocks; a socket is registered for readability once, level-triggered, when it is
-//! opened (errors are always reported), and never touched again by epoll_ctl(2).
+//! opened (errors are always reported), and never touched again by epoll_ctl(2). Listening sockets come registered.
 
 use std::io::IoSlice;
 use std::net::IpAddr;
 
 use crate::addr::Endpoint;
+use crate::config::rules::RuleId;
 use crate::flow::id::FlowId;
+use crate::flow::traffic::Traffic;
+use crate::flow::translate::Seen;
 use crate::icmp::report::Report;
 use crate::stats::Drop;
 use crate::sys::errqueue::Record;
@@ -63,7 +66,7 @@ pub struct Peer {
 /// How a new socket is to be bound. Always: non-blocking; SO_RCVBUF and SO_SNDBUF as large as allowed without
 /// privilege; IP_RECVERR; UDP_GRO; IP_RECVTOS (and their IPv6 counterparts); IPV6_V6ONLY; and *no*
 /// SO_REUSEADDR and no SO_REUSEPORT (see the module text of [`crate::udp`]).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Open<'c> {
     /// Family.
     pub ipv6: bool,
@@ -99,22 +102,29 @@ pub struct Send {
     pub hop_limit: Option<u8>,
     /// TOS or traffic class to set by control message; 0: the socket's default.
     pub tos: u8,
-    /// Family of the socket.
+    /// Source address, for a listener, where it is not bound to one; `None`: the kernel chooses.
+    pub source: Option<IpAddr>,
+    /// Family of the datagrams.
     pub ipv6: bool,
 }
 
 /// One received message, waiting in the [`Io`]'s buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Received {
-    /// Who sent it.
+    /// Who sent it. An IPv4 end point even if a dual-stack socket received it.
     pub from: Endpoint,
+    /// Interface index if `from` is a link-local IPv6 address, else 0.
+    pub scope: u32,
+    /// The address of ours it was sent to, if the socket tells (IP_PKTINFO, IPV6_RECVPKTINFO).
+    pub to: Option<IpAddr>,
     /// Bytes of payload.
     pub len: usize,
     /// Bytes per datagram if the kernel coalesced several (UDP_GRO), the last possibly shorter; else `len`.
     pub segment: usize,
     /// TOS or traffic class, ECN included; 0 if unknown.
     pub tos: u8,
-    /// It was sent to a group or broadcast address, not to us alone (only known after [`Io::enable_groups`]).
+    /// It was sent to a group or broadcast address, not to us alone (only known of listeners, and after
+    /// [`Io::enable_groups`]).
     pub group: bool,
     /// It did not fit into the buffer and is useless.
     pub truncated: bool,
@@ -124,6 +134,8 @@ impl Received {
     /// Nothing, from nobody: what an array of these is filled with.
     pub const EMPTY: Self = Self {
         from: Endpoint::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
+        scope: 0,
+        to: None,
         len: 0,
         segment: 0,
         tos: 0,
@@ -144,6 +156,15 @@ pub struct Frame {
     /// Every datagram of the burst has this many bytes of payload, but the last, which may have fewer.
     pub segment: usize,
     /// How many datagrams there are: at least one, together at most 65,535 bytes.
+    pub datagrams: usize,
+}
+
+/// How messages that go on to another socket are cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cut {
+    /// Every datagram has this many bytes, but the last, which may have fewer.
+    pub segment: usize,
+    /// How many there are.
     pub datagrams: usize,
 }
 
@@ -208,6 +229,36 @@ pub trait Io {
     /// Give the guest messages `first..first + count` of the last [`Io::receive`], in order: as one super-frame
     /// where the tap takes that, else as one frame per datagram.
     fn forward(&mut self, first: usize, count: usize, frame: &Frame);
+
+    /// Send messages `first..first + count` of the last [`Io::receive`] to another socket, in order, as datagrams cut as
+    /// `cut` says: by one sendmsg(2) with UDP_SEGMENT where the kernel takes that, else one by one.
+    ///
+    /// # Errors
+    /// Any [`Fault`] of sending, if not all could be sent.
+    fn relay(
+        &mut self,
+        first: usize,
+        count: usize,
+        socket: &Self::Socket,
+        how: &Send,
+        cut: Cut,
+    ) -> Result<(), Fault>;
+
+    /// A ready-made socket of the guest's namespace, registered under `id` as by [`Io::open`] but not bound. `None`:
+    /// none is there now, or the process is out of descriptors.
+    fn namespace_socket(&mut self, id: FlowId, ipv6: bool) -> Option<Self::Socket>;
+
+    /// Bind such a socket to a source address, any port.
+    ///
+    /// # Errors
+    /// [`Fault::Errno`] if there is no such address.
+    fn bind(&mut self, socket: &Self::Socket, source: IpAddr) -> Result<(), Fault>;
+
+    /// The addresses the guest was last seen to use.
+    fn seen(&self) -> Seen;
+
+    /// A flow is over: what it has carried, and the rule it came by.
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic);
 
     /// Take the next entry off the error queue. The bytes that went with it (what was quoted of the payload) go
     /// to `payload`.

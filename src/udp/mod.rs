@@ -44,9 +44,13 @@ pub(crate) mod fake;
 mod flow;
 mod from_guest;
 mod from_socket;
+#[cfg(test)]
+mod inbound_tests;
 pub mod io;
+mod listener;
 #[cfg(test)]
 mod simulation;
+mod splice;
 #[cfg(test)]
 mod tests;
 
@@ -55,8 +59,10 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::config::Config;
 use crate::flow::id::FlowId;
+use crate::flow::traffic::FlowView;
 use flow::State;
 use io::{Io, MAX_RECEIVE, Received};
+pub use listener::Listener;
 
 /// How long flows live without traffic; the kernel's conntrack settings where there are any.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +83,9 @@ impl Default for Timeouts {
     }
 }
 
+/// Timers handled per call: others are to have their turn.
+const EXPIRIES: usize = 256;
+
 /// How much to reserve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -90,7 +99,6 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Engine<S> {
     cfg: Config,
-    timeouts: Timeouts,
     state: State<S>,
     received: [Received; MAX_RECEIVE],
 }
@@ -101,8 +109,12 @@ impl<S> Engine<S> {
     pub fn new(cfg: Config, limits: Limits, timeouts: Timeouts, seed: [u8; 16]) -> Self {
         Self {
             cfg,
-            timeouts,
-            state: State::new(limits.flows, limits.sockets.min(limits.flows), seed),
+            state: State::new(
+                limits.flows,
+                limits.sockets.min(limits.flows),
+                timeouts,
+                seed,
+            ),
             received: [Received::EMPTY; MAX_RECEIVE],
         }
     }
@@ -119,6 +131,23 @@ impl<S> Engine<S> {
         self.state.flows.is_empty()
     }
 
+    /// Flows numbered `from` and higher, and of each whether it goes over the tap. The ends of one that goes round it are
+    /// the one in the namespace and the one on the host.
+    pub fn flows(&self, now: Instant, from: FlowId) -> impl Iterator<Item = (FlowView, bool)> {
+        let flows = self.state.flows.iter_from(from);
+        flows.map(move |(id, name, flow)| {
+            let view = FlowView {
+                id,
+                key: self.state.ends(name, flow),
+                rule: flow.rule,
+                inbound: self.state.is_inbound(flow),
+                traffic: flow.traffic,
+                idle: now.since(flow.used),
+            };
+            (view, !name.is_splice())
+        })
+    }
+
     /// When [`Self::on_timer`] is to be called next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -128,17 +157,20 @@ impl<S> Engine<S> {
     /// Remove flows that have been idle for too long.
     ///
     /// Timers are armed when a flow is made and when one fires, never per datagram: one that comes early looks at
-    /// when the flow was last used.
+    /// when the flow was last used. What is left over makes [`Self::next_deadline`] lie in the past.
     pub fn on_timer<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant) {
-        while let Some(number) = self.state.timers.pop(now) {
+        for _ in 0..EXPIRIES {
+            let Some(number) = self.state.timers.pop(now) else {
+                return;
+            };
             let id = FlowId(number);
             let Some(flow) = self.state.flows.get(id) else {
                 continue;
             };
             let timeout = if flow.replied {
-                self.timeouts.stream
+                self.state.timeouts.stream
             } else {
-                self.timeouts.unreplied
+                self.state.timeouts.unreplied
             };
             let end = flow.used + timeout;
             if end <= now {

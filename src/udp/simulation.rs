@@ -199,7 +199,7 @@ impl Sim {
         };
         let (guest, peer) = self.written[number];
         let (src, dst) = (ep(GUESTS[guest]), ep(PEERS[peer]));
-        let flow = self.engine.state.flows.lookup(&Key::new(src, dst));
+        let flow = self.engine.state.find(&Key::new(src, dst));
         let flow = flow.and_then(|id| self.engine.state.flows.get(id));
         let socket = flow.and_then(|flow| self.engine.state.sockets.get(flow.socket));
         // Only the socket the datagram left through can know what to do with an answer.

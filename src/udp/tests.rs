@@ -35,7 +35,7 @@ fn at(ms: u64) -> Instant {
     Instant(1_000_000 + ms * 1000)
 }
 
-fn datagram<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Datagram<'a> {
+pub(super) fn datagram<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Datagram<'a> {
     Datagram {
         src: ep(src),
         dst: ep(dst),
@@ -48,14 +48,14 @@ fn datagram<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Datagram<'a> {
     }
 }
 
-struct Bed {
-    engine: Engine<super::fake::Handle>,
-    world: World,
-    now: Instant,
+pub(super) struct Bed {
+    pub engine: Engine<super::fake::Handle>,
+    pub world: World,
+    pub now: Instant,
 }
 
 impl Bed {
-    fn with(cfg: Config, limits: Limits) -> Self {
+    pub fn with(cfg: Config, limits: Limits) -> Self {
         Self {
             engine: Engine::new(cfg, limits, Timeouts::default(), [7; 16]),
             world: World::default(),
@@ -63,7 +63,7 @@ impl Bed {
         }
     }
 
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(
             config(),
             Limits {
@@ -73,17 +73,17 @@ impl Bed {
         )
     }
 
-    fn send(&mut self, batch: &[Datagram<'_>]) {
+    pub fn send(&mut self, batch: &[Datagram<'_>]) {
         self.engine.from_guest(&mut self.world, self.now, batch);
         self.engine.state.check();
     }
 
-    fn one(&mut self, src: &str, dst: &str, payload: &[u8]) {
+    pub fn one(&mut self, src: &str, dst: &str, payload: &[u8]) {
         self.send(&[datagram(src, dst, payload)]);
     }
 
     /// Serve what is ready until nothing is.
-    fn run(&mut self) {
+    pub fn run(&mut self) {
         for _ in 0..100 {
             let ready = self.world.ready();
             if ready.is_empty() {
@@ -97,9 +97,11 @@ impl Bed {
         panic!("never gets quiet");
     }
 
-    fn wait(&mut self, ms: u64) {
+    pub fn wait(&mut self, ms: u64) {
         self.now = self.now + Duration::from_millis(ms);
-        self.engine.on_timer(&mut self.world, self.now);
+        while self.engine.next_deadline().is_some_and(|at| at <= self.now) {
+            self.engine.on_timer(&mut self.world, self.now);
+        }
         self.engine.state.check();
     }
 
