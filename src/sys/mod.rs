@@ -9,6 +9,7 @@ pub mod datagram;
 pub mod errqueue;
 pub mod fd;
 pub mod ids;
+pub mod listen;
 pub mod mmsg;
 pub mod pipe;
 pub mod process;
