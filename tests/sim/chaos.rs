@@ -15,7 +15,7 @@ use passt::stats::Drop;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
-use passt::tcp::{Engine, Io, Limits, Readiness, Segment};
+use passt::tcp::{Arrival, Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Flags, Options, Repr, SackBlocks, Seq};
 use proptest::prelude::*;
 
@@ -87,6 +87,7 @@ impl Io for Wild {
                 };
                 self.sockets += 1;
                 self.edges[n] = None;
+                self.last[n] = None;
                 Ok(n)
             }
         }
@@ -94,7 +95,7 @@ impl Io for Wild {
 
     fn adopt(&mut self, id: FlowId, n: &usize) -> bool {
         self.flows[*n].id = Some(id);
-        true
+        self.rng.below(8) > 0
     }
 
     fn connected(&mut self, n: &usize) -> Connecting {
@@ -244,6 +245,10 @@ enum Step {
     },
     Time(u64),
     Flush,
+    /// A peer connects.
+    Arrive(usize),
+    /// The guest answers a call.
+    Answer(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -275,7 +280,7 @@ fn step() -> impl Strategy<Value = Step> {
             ends: ends && bits > 200,
         },
     );
-    prop_oneof![6 => segment, 3 => event, 1 => (0_u64..5_000_000).prop_map(Step::Time), 2 => Just(Step::Flush)]
+    prop_oneof![6 => segment, 3 => event, 1 => (0_u64..5_000_000).prop_map(Step::Time), 2 => Just(Step::Flush), 1 => (0..FLOWS).prop_map(Step::Arrive), 1 => (0..FLOWS).prop_map(Step::Answer)]
 }
 
 const REMOTE: ([u8; 4], u16) = ([192, 0, 2, 1], 80);
@@ -312,6 +317,11 @@ impl Chaos {
             isn,
         };
         for (flow, first) in isn.into_iter().enumerate() {
+            if seed >> flow & 1 > 0 {
+                chaos.arrive(flow);
+                chaos.answer(flow, Flags::SYN | Flags::ACK);
+                continue;
+            }
             chaos.segment(
                 flow,
                 Seq(first),
@@ -323,6 +333,38 @@ impl Chaos {
             );
         }
         chaos
+    }
+
+    fn arrive(&mut self, flow: usize) {
+        if self.wild.flows[flow].open {
+            return;
+        }
+        self.wild.flows[flow] = Flow {
+            open: true,
+            connected: true,
+            ..Flow::default()
+        };
+        self.wild.sockets += 1;
+        self.wild.edges[flow] = None;
+        self.wild.last[flow] = None;
+        let remote = Endpoint::new(REMOTE.0.into(), REMOTE.1);
+        let arrival = Arrival {
+            key: Key::new(guest_end(flow), remote),
+            rule: None,
+            socket: flow,
+        };
+        let now = Instant(self.now);
+        let taken = self.engine.accept(&mut self.wild, now, arrival);
+        assert_eq!(taken, self.wild.flows[flow].open, "refused and not reset");
+    }
+
+    /// What the guest says to our SYN, if that is what it got last.
+    fn answer(&mut self, flow: usize, flags: Flags) {
+        if let Some(syn) = self.wild.last[flow].filter(|r| r.flags == Flags::SYN) {
+            let first = Seq(self.isn[flow]);
+            let blocks = SackBlocks::EMPTY;
+            self.segment(flow, first, flags, syn.seq.add(1), 0, 0xffff, blocks);
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "a segment has many fields")]
@@ -441,6 +483,8 @@ impl Chaos {
                     self.engine.on_timer(&mut self.wild, Instant(self.now));
                 }
             }
+            Step::Arrive(flow) => self.arrive(flow),
+            Step::Answer(flow) => self.answer(flow, Flags::SYN | Flags::ACK),
             Step::Flush => self.engine.flush(&mut self.wild, Instant(self.now)),
         }
         assert!(self.engine.kept() <= 1 << 20);
@@ -450,6 +494,7 @@ impl Chaos {
     /// RST every flow where the engine expects the next byte.
     fn end(&mut self) {
         for flow in 0..FLOWS {
+            self.answer(flow, Flags::RST | Flags::ACK);
             for _ in 0..2 {
                 // A segment far outside earns an acknowledgement that says where that is.
                 let known = self.wild.last[flow].map_or(Seq(self.isn[flow]).add(1), |r| r.ack);

@@ -47,6 +47,8 @@ pub struct Out {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
+    Listen,
+    SynReceived,
     SynSent,
     Open,
     Reset,
@@ -145,6 +147,42 @@ impl Guest {
         guest
     }
 
+    /// A guest that waits to be called.
+    pub fn listening(how: Behaviour, ports: (u16, u16), iss: u32, now: u64) -> Self {
+        let mut guest = Self::new(how, ports, iss, now);
+        guest.out.clear();
+        guest.phase = Phase::Listen;
+        guest.rto_at = NEVER;
+        guest
+    }
+
+    /// A SYN without ACK: the first one, or again because the answer was lost.
+    fn called(&mut self, now: u64, repr: &Repr) {
+        if self.phase == Phase::Listen {
+            self.irs = repr.seq.0;
+            self.learn_options(repr);
+            self.phase = Phase::SynReceived;
+        }
+        assert_eq!(self.irs, repr.seq.0, "a repeated SYN has another number");
+        if self.phase == Phase::SynReceived {
+            self.syn();
+            self.rto_at = now + 1_000_000;
+        } else {
+            self.send_ack();
+        }
+    }
+
+    fn learn_options(&mut self, repr: &Repr) {
+        self.peer_shift = repr
+            .options
+            .window_scale
+            .filter(|_| self.how.scaled)
+            .unwrap_or(0);
+        self.peer_mss = u64::from(repr.options.mss.unwrap_or(536).min(self.how.mss));
+        self.window = u64::from(repr.window);
+        self.cwnd = 10 * self.peer_mss;
+    }
+
     pub fn received(&self) -> u64 {
         self.rcv_nxt
     }
@@ -170,8 +208,16 @@ impl Guest {
             src_port: self.ports.0,
             dst_port: self.ports.1,
             seq: Seq(self.iss),
-            ack: Seq(0),
-            flags: Flags::SYN,
+            ack: if self.phase == Phase::SynReceived {
+                Seq(self.irs).add(1)
+            } else {
+                Seq(0)
+            },
+            flags: if self.phase == Phase::SynReceived {
+                Flags::SYN | Flags::ACK
+            } else {
+                Flags::SYN
+            },
             window: 64_240,
             urgent: 0,
             options: Options {
@@ -263,26 +309,31 @@ impl Guest {
             self.phase = Phase::Reset;
             return;
         }
+        if repr.flags == Flags::SYN {
+            return self.called(now, repr);
+        }
         if repr.flags.contains(Flags::SYN) {
             if self.phase == Phase::SynSent {
                 assert_eq!(repr.ack, Seq(self.iss.wrapping_add(1)));
                 self.irs = repr.seq.0;
                 self.phase = Phase::Open;
-                self.peer_shift = repr
-                    .options
-                    .window_scale
-                    .filter(|_| self.how.scaled)
-                    .unwrap_or(0);
-                self.peer_mss = u64::from(repr.options.mss.unwrap_or(536).min(self.how.mss));
-                self.window = u64::from(repr.window);
-                self.cwnd = 10 * self.peer_mss;
+                self.learn_options(repr);
                 self.rto_at = NEVER;
             }
             self.send_ack();
             self.push(now);
             return;
         }
-        assert!(self.phase != Phase::SynSent, "data before the handshake");
+        assert!(
+            !matches!(self.phase, Phase::SynSent | Phase::Listen),
+            "data before the handshake"
+        );
+        if self.phase == Phase::SynReceived {
+            assert!(repr.ack.ge(Seq(self.iss.wrapping_add(1))));
+            self.phase = Phase::Open;
+            self.backoff = 0;
+            self.rto_at = NEVER;
+        }
         self.take_ack(now, repr);
         self.take_data(now, repr, payload, check);
         self.push(now);
@@ -710,7 +761,7 @@ impl Guest {
 
     fn timeout(&mut self, now: u64) {
         self.backoff += 1;
-        if self.phase == Phase::SynSent {
+        if matches!(self.phase, Phase::SynSent | Phase::SynReceived) {
             self.syn();
             self.rto_at = now + (1_000_000 << self.backoff);
             return;

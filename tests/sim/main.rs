@@ -46,6 +46,7 @@ struct Cell {
     mtu: u16,
     slow: bool,
     half_close: bool,
+    inbound: bool,
 }
 
 impl Cell {
@@ -69,6 +70,7 @@ impl Cell {
         let slow_rate = if self.slow { 2000 } else { 0 };
         Scenario {
             seed,
+            inbound: self.inbound,
             tap: Tap {
                 loss: self.loss,
                 reorder: if self.reorder { 100 } else { 0 },
@@ -164,6 +166,7 @@ fn grid(direction: Direction) -> Vec<Cell> {
                         large: bits & 2 > 0,
                         slow: bits & 4 > 0,
                         half_close: bits & 8 > 0,
+                        inbound: false,
                     });
                 }
             }
@@ -172,12 +175,27 @@ fn grid(direction: Direction) -> Vec<Cell> {
     cells
 }
 
+/// Every third cell, begun by the peer.
+fn inbound_grid(direction: Direction) -> Vec<Cell> {
+    let first = direction as usize;
+    let cells = grid(direction).into_iter().skip(first).step_by(3);
+    cells
+        .map(|cell| Cell {
+            inbound: true,
+            ..cell
+        })
+        .collect()
+}
+
 fn run_grid(direction: Direction) {
+    run_cells(direction, &grid(direction));
+}
+
+fn run_cells(direction: Direction, cells: &[Cell]) {
     let mut worst = (Outcome::default(), None);
     let mut timeouts = [0_u64; 2];
     let mut kept = 0;
     let mut calm = 0;
-    let cells = grid(direction);
     let mut failures = Vec::new();
     for (n, cell) in cells.iter().enumerate() {
         let seed = n as u64 * 7919 + direction as u64;
@@ -240,7 +258,16 @@ fn both_ways_at_once() {
     run_grid(Direction::Both);
 }
 
-/// `SIM_CELL` is the number of a cell, `SIM_DIRECTION` one of up, down, both: run that one alone.
+/// The same, begun by the peer: every third cell of each direction.
+#[test]
+fn begun_outside() {
+    for direction in [Direction::Up, Direction::Down, Direction::Both] {
+        run_cells(direction, &inbound_grid(direction));
+    }
+}
+
+/// `SIM_CELL` is the number of a cell, `SIM_DIRECTION` one of up, down, both, and `SIM_INBOUND` may be set: run that
+/// one alone.
 #[test]
 fn one_cell() {
     let Some(number) = std::env::var("SIM_CELL")
@@ -254,7 +281,12 @@ fn one_cell() {
         Ok("both") => Direction::Both,
         _ => Direction::Up,
     };
-    let cell = grid(direction)[(number / 7919) as usize];
+    let cells = if std::env::var_os("SIM_INBOUND").is_some() {
+        inbound_grid(direction)
+    } else {
+        grid(direction)
+    };
+    let cell = cells[(number / 7919) as usize];
     println!("{cell:?}");
     println!("{:?}", World::new(&cell.scenario(number)).run());
 }

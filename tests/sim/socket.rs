@@ -68,6 +68,8 @@ pub struct Socket {
     pub open: bool,
     // Guest → peer.
     pub accepted: u64,
+    /// What the kernel counts as acknowledged before the first byte: the SYN, if it was ours.
+    base: u64,
     sent: u64,
     acked: u64,
     edge: u64,
@@ -105,6 +107,7 @@ impl Socket {
             edges: Edges::default(),
             open: true,
             accepted: 0,
+            base: 1,
             sent: 0,
             acked: 0,
             edge: peer.window,
@@ -133,13 +136,21 @@ impl Socket {
         }
     }
 
+    /// A connection that the peer has opened.
+    pub fn of_peer(peer: Peer, now: u64) -> Self {
+        let mut socket = Self::new(peer, now);
+        socket.pending.clear();
+        socket.base = 0;
+        socket.on_net(now, Net::Connected);
+        socket
+    }
+
     fn later(&mut self, at: u64, what: Net) {
         self.pending.push_back((at, what));
     }
 
     pub fn bytes_acked(&self) -> u64 {
-        // As the kernel counts: the SYN is one.
-        self.acked + 1
+        self.acked + self.base
     }
 
     pub fn queued(&self) -> u64 {

@@ -13,7 +13,7 @@ use passt::stats::Drop;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
-use passt::tcp::{Engine, Io, Limits, Readiness, Segment};
+use passt::tcp::{Arrival, Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Repr, Seq};
 
 use crate::guest::{Behaviour, Guest, NEVER, Out};
@@ -36,6 +36,8 @@ pub struct Tap {
 #[derive(Clone, Debug)]
 pub struct Scenario {
     pub seed: u64,
+    /// The peer begins.
+    pub inbound: bool,
     pub tap: Tap,
     pub guest: Behaviour,
     pub peer: Peer,
@@ -83,6 +85,7 @@ pub struct Host {
     pub drops: u64,
     pub sends: u64,
     pub infos: u64,
+    carried: Option<Traffic>,
 }
 
 impl Io for Host {
@@ -214,7 +217,10 @@ impl Io for Host {
 
     fn drop(&mut self, _: Drop) {}
 
-    fn finished(&mut self, _: Option<RuleId>, _: &Traffic) {}
+    fn finished(&mut self, _: Option<RuleId>, traffic: &Traffic) {
+        assert!(self.carried.is_none(), "finished twice");
+        self.carried = Some(*traffic);
+    }
 }
 
 pub struct World {
@@ -235,6 +241,14 @@ pub struct World {
     trace: bool,
 }
 
+fn guest_end() -> Endpoint {
+    Endpoint::new([10, 0, 0, 2].into(), 40_000)
+}
+
+fn remote_end() -> Endpoint {
+    Endpoint::new([192, 0, 2, 1].into(), 80)
+}
+
 /// Frames the engine gets at a time.
 const BATCH: usize = 64;
 
@@ -242,7 +256,11 @@ impl World {
     pub fn new(scenario: &Scenario) -> Self {
         let mut rng = Rng::new(scenario.seed);
         let iss = rng.next() as u32;
-        let guest = Guest::new(scenario.guest.clone(), (40_000, 80), iss, 0);
+        let guest = if scenario.inbound {
+            Guest::listening(scenario.guest.clone(), (40_000, 80), iss, 0)
+        } else {
+            Guest::new(scenario.guest.clone(), (40_000, 80), iss, 0)
+        };
         let mut seed = [0; 16];
         seed[..8].copy_from_slice(&rng.next().to_le_bytes());
         let mut limits = Limits::new(scenario.tap.mtu, 64, seed);
@@ -268,6 +286,7 @@ impl World {
                 drops: 0,
                 sends: 0,
                 infos: 0,
+                carried: None,
             },
             engine: Engine::new(limits),
             engine_busy: 0,
@@ -378,8 +397,6 @@ impl World {
     /// One round of the event loop.
     fn round(&mut self) {
         let now = Instant(self.now);
-        let guest = Endpoint::new([10, 0, 0, 2].into(), 40_000);
-        let remote = Endpoint::new([192, 0, 2, 1].into(), 80);
         let count = self.rx.len().min(BATCH);
         let numbers: Vec<usize> = self.rx.drain(..count).collect();
         let frames: Vec<_> = numbers
@@ -389,8 +406,8 @@ impl World {
         let batch: Vec<Segment<'_>> = frames
             .iter()
             .map(|(repr, payload)| Segment {
-                src: guest,
-                dst: remote,
+                src: guest_end(),
+                dst: remote_end(),
                 repr: *repr,
                 payload,
                 l3: &[],
@@ -468,6 +485,17 @@ impl World {
         let limit = 3_600_000_000;
         let mut progress = (0, 0);
         let mut progress_at = 0;
+        if self.scenario.inbound {
+            let peer = self.scenario.peer.clone();
+            self.host.sockets.push(Socket::of_peer(peer, 0));
+            let (key, rule) = (Key::new(guest_end(), remote_end()), None);
+            let arrival = Arrival {
+                key,
+                rule,
+                socket: 0,
+            };
+            assert!(self.engine.accept(&mut self.host, Instant(0), arrival));
+        }
         self.collect();
         while self.step() {
             self.collect();
@@ -511,6 +539,11 @@ impl World {
         assert!(self.engine.is_empty(), "a connection is left over");
         assert_eq!(self.engine.kept(), 0, "memory is left over");
         assert_eq!(self.host.sockets.len(), 1);
+        let carried = self.host.carried.expect("it was said that it is over");
+        assert_eq!(
+            (carried.bytes_out, carried.bytes_in),
+            (self.scenario.guest.sends, self.scenario.peer.sends)
+        );
         let socket = &self.host.sockets[0];
         assert!(!socket.open, "the socket is still open");
         assert_eq!(
