@@ -91,11 +91,20 @@ fn emit(
     kill: &BpfMap,
     trap: &BpfMap,
 ) -> Result<(), Box<dyn Error>> {
-    if process.capabilities.values().any(|set| !set.is_empty()) {
-        return Err(format!("{name}: no process keeps a capability").into());
+    let sees_traffic = name == "forwarder";
+    let mut low_ports = false;
+    for (set, kept) in &process.capabilities {
+        match (set.as_str(), kept.as_slice()) {
+            (_, []) => {}
+            ("on_demand", [one]) if one == "net_bind_service" && !sees_traffic => low_ports = true,
+            _ => return Err(format!("{name}: no process keeps {kept:?} ({set})").into()),
+        }
     }
-    if process.landlock.files != "none" || process.landlock.tcp_bind != "none" {
-        return Err(format!("{name}: no process opens files or binds TCP ports").into());
+    let tcp_bind = process.landlock.tcp_bind == "any";
+    if process.landlock.files != "none" || (tcp_bind && sees_traffic) {
+        return Err(
+            format!("{name}: no process opens files; who sees traffic binds no port").into(),
+        );
     }
     let scoped = |scope: &str| process.landlock.scopes.iter().any(|s| s == scope);
     if !scoped("abstract_unix_socket") {
@@ -123,6 +132,8 @@ fn emit(
         }
     }
     writeln!(out, "    ],")?;
+    writeln!(out, "    low_ports: {low_ports},")?;
+    writeln!(out, "    tcp_bind: {tcp_bind},")?;
     writeln!(
         out,
         "    tcp_connect: {},",

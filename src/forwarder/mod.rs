@@ -57,7 +57,7 @@ use self::run::Clock;
 use self::token::Token;
 use self::worker::Worker;
 use crate::config::Config;
-use crate::ipc::{ForwarderLink, IpcError};
+use crate::ipc::{Descriptors, ForwarderLink, IpcError, Supply, SupplyLink};
 use crate::pcap::Pcap;
 use crate::sandbox::Confined;
 use crate::sys::tun::Offloads;
@@ -106,6 +106,16 @@ pub struct Inherited {
     pub nofile: u64,
 }
 
+/// Everything of the start has arrived.
+fn stock_up(link: &ForwarderLink, agent: Option<OwnedFd>) -> Result<(), IpcError> {
+    let mut fds = Descriptors::new();
+    while link.receive_supply_blocking(&mut fds)? != Supply::Complete {}
+    if let Some(agent) = agent.map(SupplyLink::new) {
+        while agent.receive_supply_blocking(&mut fds)? != Supply::Complete {}
+    }
+    Ok(())
+}
+
 /// The forwarder, ready to run.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -124,6 +134,7 @@ impl Forwarder {
         let poll = |e: nix::Error| ForwarderError::Poll(e.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(poll)?;
         let link = ForwarderLink::new(inherited.control);
+        stock_up(&link, inherited.agent).map_err(ForwarderError::Monitor)?;
         let offloads = crate::tap::Offloads {
             tso: inherited.offloads.csum && inherited.offloads.tso4 && inherited.offloads.tso6,
             uso: inherited.offloads.csum && inherited.offloads.uso,

@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
-use caps::CapSet;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
@@ -19,8 +18,8 @@ use super::identity;
 use super::tap::{self, TapError};
 use super::target::Namespaces;
 use crate::config::namespace::NamespaceSetup;
-use crate::ipc::{self, AgentLink, FromAgent, IpcError, TapReport};
-use crate::monitor;
+use crate::ipc::{self, AgentLink, FromAgent, IpcError, SupplierEnd, Supply, TapReport};
+use crate::monitor::{self, NsAgent};
 use crate::sandbox::{self, Needs, Role, SandboxError};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
@@ -37,6 +36,8 @@ pub(super) struct Plan<'a> {
     pub(super) private: bool,
     /// What to make there.
     pub(super) setup: &'a NamespaceSetup,
+    /// With a tap; without one only loopback is brought up.
+    pub(super) tap: bool,
     /// Whom to become once that is done.
     pub(super) identity: Option<Ids>,
     /// For the last stage.
@@ -52,8 +53,6 @@ enum AgentError {
     Configure(#[from] ConfigNetError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error("Couldn't keep capabilities across the change of user: {0}")]
-    KeepCaps(String),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
@@ -64,25 +63,53 @@ enum AgentError {
     Descriptors(Reason),
 }
 
-/// Start it.
-pub(super) fn start(plan: &Plan<'_>) -> Result<monitor::Agent, LaunchError> {
+/// Its ends of its pairs.
+struct Ends {
+    monitor: OwnedFd,
+    forwarder: OwnedFd,
+    log: OwnedFd,
+}
+
+/// Start it. The socket is for the forwarder: the other end of their pair.
+pub(super) fn start(plan: &Plan<'_>) -> Result<(monitor::Agent, OwnedFd), LaunchError> {
     let (link, socket) = ipc::agent_pair()?;
+    let (supplier, supplied) = ipc::supply_pair()?;
     let (log, log_socket) =
         scm::seqpacket_pair().map_err(super::error::cannot("create a socket pair"))?;
     match clone(CloneFlags::empty()).map_err(super::error::cannot("fork"))? {
-        Side::Child => run(plan, socket, log_socket),
-        Side::Parent(child) => Ok(monitor::Agent::new(Role::NsAgent, child, link, log)),
+        Side::Child => run(
+            plan,
+            Ends {
+                monitor: socket,
+                forwarder: supplier,
+                log: log_socket,
+            },
+        ),
+        Side::Parent(child) => {
+            let agent = monitor::Agent::new(Role::NsAgent, child, link, log);
+            Ok((agent, supplied))
+        }
     }
 }
 
-fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
-    let mut keep = vec![socket.as_fd(), log.as_fd(), plan.namespaces.net.as_fd()];
+fn run(plan: &Plan<'_>, ends: Ends) -> ! {
+    let Ends {
+        monitor,
+        forwarder,
+        log,
+    } = ends;
+    let mut keep = vec![
+        monitor.as_fd(),
+        forwarder.as_fd(),
+        log.as_fd(),
+        plan.namespaces.net.as_fd(),
+    ];
     keep.extend(plan.namespaces.user.as_ref().map(AsFd::as_fd));
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
     let ended = match tidy {
         Err(e) => Err(AgentError::Descriptors(e.into())),
-        Ok(()) => serve(plan, &AgentLink::new(socket)),
+        Ok(()) => serve(plan, AgentLink::new(monitor), SupplierEnd::new(forwarder)),
     };
     match ended {
         Ok(never) => match never {},
@@ -95,31 +122,39 @@ fn run(plan: &Plan<'_>, socket: OwnedFd, log: OwnedFd) -> ! {
 }
 
 /// Do everything; ends by an error, of which the closed channel is the expected one.
-fn serve(plan: &Plan<'_>, link: &AgentLink) -> Result<Infallible, AgentError> {
+fn serve(
+    plan: &Plan<'_>,
+    link: AgentLink,
+    forwarder: SupplierEnd,
+) -> Result<Infallible, AgentError> {
     process::set_name(c"pasta:ns-agent");
     die_with_parent()?;
     // Out of the terminal's reach; only fails for a group leader, which a fresh fork is not.
     let _ = setsid();
     let pending = join(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
-    make_tap(plan, link)?;
+    if plan.tap {
+        make_tap(plan, &link)?;
+    } else {
+        confignet::loopback_up()?;
+        link.send(FromAgent::NoTap, None)?;
+    }
+    forwarder.send(Supply::Complete, &[])?;
     if let Some(ids) = plan.identity {
-        change_ids(ids)?;
+        identity::become_ids_for_now(ids)?;
     }
     if pending {
         join_user(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
     }
-    close_namespaces(link);
+    close_namespaces(&link, &forwarder);
     // Changes of credentials have cleared the first one.
     die_with_parent()?;
-    let own_mounts = sandbox::unshare(Role::NsAgent);
+    let own_mounts = sandbox::unshare(Role::NsAgent, plan.needs);
     let confined = sandbox::confine(Role::NsAgent, own_mounts, plan.needs)?;
-    link.send(
-        FromAgent::Ready {
-            confinement: confined.achieved().bits(),
-        },
-        None,
-    )?;
-    Err(link.wait_end().into())
+    let mut agent = NsAgent {
+        link,
+        forwarder: Some(forwarder),
+    };
+    Ok(agent.run(&confined)?)
 }
 
 fn die_with_parent() -> Result<(), AgentError> {
@@ -171,19 +206,9 @@ fn make_tap(plan: &Plan<'_>, link: &AgentLink) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Root of the initial namespace becomes somebody else but keeps, for a moment, what the next steps
-/// need: entering a user namespace and making a mount namespace.
-fn change_ids(ids: Ids) -> Result<(), AgentError> {
-    caps::securebits::set_keepcaps(true).map_err(|e| AgentError::KeepCaps(e.to_string()))?;
-    identity::become_ids(ids)?;
-    let permitted =
-        caps::read(None, CapSet::Permitted).map_err(|e| AgentError::KeepCaps(e.to_string()))?;
-    caps::set(None, CapSet::Effective, &permitted).map_err(|e| AgentError::KeepCaps(e.to_string()))
-}
-
 /// Close the descriptors of the namespaces: all that stays is the channels.
-fn close_namespaces(link: &AgentLink) {
-    let _ = crate::log::with_channel(|log| keep_only(&[link.as_fd(), log]));
+fn close_namespaces(link: &AgentLink, forwarder: &SupplierEnd) {
+    let _ = crate::log::with_channel(|log| keep_only(&[link.as_fd(), forwarder.as_fd(), log]));
 }
 
 /// Offloads as bits of a message.

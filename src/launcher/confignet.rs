@@ -104,6 +104,23 @@ pub fn apply(setup: &NamespaceSetup, tap: &mut TapDevice) -> Result<(), ConfigNe
     Ok(())
 }
 
+/// Bring up loopback, where there is nothing else (`--splice-only`).
+///
+/// # Errors
+/// [`ConfigNetError`]: nothing could reach anything.
+pub fn loopback_up() -> Result<(), ConfigNetError> {
+    let mut socket = Socket::open()?;
+    let mut steps = Steps::default();
+    steps.push(
+        "bring up loopback interface",
+        Kind::Must,
+        RTM_SETLINK,
+        &up(LOOPBACK),
+    );
+    steps.commit(&mut socket)?;
+    Ok(())
+}
+
 fn wants_ipv6(setup: &NamespaceSetup) -> bool {
     setup.addresses.iter().any(|a| a.local.is_ipv6())
         || setup.routes.iter().any(|r| r.destination.is_ipv6())

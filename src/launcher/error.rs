@@ -91,6 +91,9 @@ pub enum LaunchError {
         /// The kernel's.
         reason: Reason,
     },
+    /// Between root and somebody else.
+    #[error("Couldn't keep capabilities across the change of user: {0}")]
+    KeepCaps(String),
     /// Another process of ours could not do its part, and what it said about that is printed already.
     #[error("Couldn't start")]
     Reported,

@@ -30,7 +30,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::addr::Mac;
 use crate::cli::{Options, Target};
 use crate::config::{Environment, Resolved, Verbosity, summary};
-use crate::ipc::{FromAgent, IpcError, TapReport};
+use crate::ipc::{FromAgent, IpcError, Supply, TapReport};
 use crate::log::{Sinks, Syslog};
 use crate::monitor::{self, Monitor, Signals, Style, Waiting, Watch};
 use crate::sandbox::{self, Needs, Role};
@@ -104,15 +104,14 @@ fn start(
     let target = open_target(&options, identity)?;
     let resolved = resolve(&options)?;
     let needs = Needs {
-        writes_files: false,
-        source_address: false,
-        descriptors: None,
         report_violations: options.verbosity == Verbosity::Trace,
+        ..Needs::default()
     };
-    let mut agent = agent::start(&agent::Plan {
+    let (mut agent, supplied) = agent::start(&agent::Plan {
         namespaces: &target.namespaces,
         private: target.command.is_some(),
         setup: &resolved.netns,
+        tap: !resolved.config.splice.only,
         identity,
         needs,
     })?;
@@ -124,10 +123,13 @@ fn start(
         }
     };
     target::check_alive(&target.watch)?;
-    let (report, tap) = receive_tap(&mut agent)?;
+    let tap = receive_tap(&mut agent)?;
     // What usually goes wrong has, and could be tidied up as whoever we were.
-    if let Some(ids) = identity {
-        identity::become_ids(ids)?;
+    let low_ports = identity::low_ports_later(&resolved.host_rules, options.conf_path.is_some());
+    match identity {
+        Some(ids) if low_ports => identity::become_ids_for_now(ids)?,
+        Some(ids) => identity::become_ids(ids)?,
+        None => {}
     }
     // Only now: if the tap cannot be had, the reason is the only line.
     // And the terminal of a command of ours is the command's.
@@ -138,7 +140,10 @@ fn start(
     for line in summary(&resolved).lines() {
         log::log!(level, "{line}");
     }
-    let forwarder = translator::start(translator_plan(resolved, report, tap, pcap, needs)?)?;
+    let forwarder = translator::start(translator_plan(resolved, tap, supplied, pcap, needs)?)?;
+    if let Some(link) = &forwarder.link {
+        link.supply(Supply::Complete, &[])?;
+    }
     // The monitor is long-lived and holds nothing it does not need.
     drop(target.namespaces);
     drop(options);
@@ -150,6 +155,7 @@ fn start(
             leash,
             watch: target.watch,
             waiting,
+            low_ports,
         },
         style,
     )
@@ -228,8 +234,8 @@ fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
     Ok(resolved)
 }
 
-/// Wait for the ns-agent to have made the tap.
-fn receive_tap(agent: &mut monitor::Agent) -> Result<(TapReport, OwnedFd), LaunchError> {
+/// Wait for the ns-agent to have made the tap, or to have found that it is to make none.
+fn receive_tap(agent: &mut monitor::Agent) -> Result<Option<(TapReport, OwnedFd)>, LaunchError> {
     let received = match &agent.link {
         Some(link) => link.receive(),
         None => Err(IpcError::Closed),
@@ -237,8 +243,9 @@ fn receive_tap(agent: &mut monitor::Agent) -> Result<(TapReport, OwnedFd), Launc
     match received {
         Ok((FromAgent::Tap(report), Some(tap))) => {
             agent.relay_log();
-            Ok((report, tap))
+            Ok(Some((report, tap)))
         }
+        Ok((FromAgent::NoTap, None)) => Ok(None),
         Ok(_) => Err(IpcError::Malformed.into()),
         Err(IpcError::Closed) => {
             agent.ended();
@@ -250,19 +257,21 @@ fn receive_tap(agent: &mut monitor::Agent) -> Result<(TapReport, OwnedFd), Launc
 
 fn translator_plan(
     resolved: Resolved,
-    report: TapReport,
-    tap: OwnedFd,
+    tap: Option<(TapReport, OwnedFd)>,
+    agent: OwnedFd,
     pcap: Option<File>,
     needs: Needs,
 ) -> Result<translator::Plan, LaunchError> {
     let mut config = resolved.config;
-    config.guest_mac = Some(Mac(report.mac));
+    if let Some((report, _)) = &tap {
+        config.guest_mac = Some(Mac(report.mac));
+    }
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read limits"))?;
     let source_address = config.v4.as_ref().is_some_and(|v4| v4.outbound.is_some())
         || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some());
     Ok(translator::Plan {
-        tap,
-        offloads: agent::decode_offloads(report.offloads),
+        tap: tap.map(|(report, tap)| (tap, agent::decode_offloads(report.offloads))),
+        agent,
         nofile: limit.min(MAX_DESCRIPTORS),
         needs: Needs {
             writes_files: pcap.is_some(),
@@ -282,6 +291,7 @@ struct Parts {
     leash: Option<File>,
     watch: Watch,
     waiting: Waiting,
+    low_ports: bool,
 }
 
 fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible, LaunchError> {
@@ -292,13 +302,12 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         Standard::InputAndOutput
     };
     redirect_to_null(give_up).map_err(cannot("redirect standard descriptors"))?;
-    let own_mounts = sandbox::unshare(Role::Monitor);
     let needs = Needs {
         writes_files: true,
-        report_violations: false,
-        source_address: false,
-        descriptors: None,
+        low_ports: parts.low_ports,
+        ..Needs::default()
     };
+    let own_mounts = sandbox::unshare(Role::Monitor, needs);
     let monitor = Monitor {
         signals,
         forwarder: parts.forwarder,

@@ -25,8 +25,10 @@ use crate::sys::tun::Offloads;
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) config: Config,
-    pub(super) tap: OwnedFd,
-    pub(super) offloads: Offloads,
+    /// With what the other end may leave to us; `None`: loopback only.
+    pub(super) tap: Option<(OwnedFd, Offloads)>,
+    /// Its end of the pair with the ns-agent.
+    pub(super) agent: OwnedFd,
     pub(super) pcap: Option<File>,
     /// Descriptors it may have open.
     pub(super) nofile: u64,
@@ -65,7 +67,8 @@ fn enter_namespaces() -> Result<Start, LaunchError> {
 }
 
 fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: OwnedFd) -> ! {
-    let mut keep = vec![control.as_fd(), log.as_fd(), plan.tap.as_fd()];
+    let mut keep = vec![control.as_fd(), log.as_fd(), plan.agent.as_fd()];
+    keep.extend(plan.tap.as_ref().map(|(tap, _)| tap.as_fd()));
     keep.extend(plan.pcap.as_ref().map(AsFd::as_fd));
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
@@ -98,10 +101,11 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     }
     // Only the maps needed our own files in /proc; nobody who shares our user looks in from here on.
     nix::sys::prctl::set_dumpable(false).map_err(|e| e.desc().to_owned())?;
+    let (tap, offloads) = plan.tap.unzip();
     let inherited = Inherited {
-        tap: Some(plan.tap),
-        agent: None,
-        offloads: plan.offloads,
+        tap,
+        agent: Some(plan.agent),
+        offloads: offloads.unwrap_or_default(),
         control,
         pcap: plan.pcap.map(OwnedFd::from),
         seed: random::seed().map_err(plain)?,

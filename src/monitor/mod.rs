@@ -22,6 +22,8 @@
 )]
 
 mod helper;
+mod ns_agent;
+mod pool;
 mod signals;
 mod watch;
 
@@ -41,6 +43,7 @@ use crate::sys::process::{Child, Ended, exit_now};
 use crate::sys::reason::Reason;
 
 pub use helper::Helper;
+pub use ns_agent::NsAgent;
 pub use signals::{Signals, Style};
 pub use watch::Watch;
 

@@ -31,16 +31,18 @@ fn apply(policy: &Policy, needs: Needs) -> Result<LandlockStatus, RulesetError> 
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
-        .handle_access(AccessNet::BindTcp)?
         .scope(Scope::AbstractUnixSocket)?;
     if policy.signal_scope {
         ruleset = ruleset.scope(Scope::Signal)?;
+    }
+    if !policy.tcp_bind {
+        ruleset = ruleset.handle_access(AccessNet::BindTcp)?;
     }
     if !policy.tcp_connect {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
     let mut created = ruleset.create()?;
-    if needs.source_address {
+    if needs.source_address && !policy.tcp_bind {
         // Port 0 only: a source address for an outgoing connection. The filter has no listen.
         created = created.add_rule(NetPort::new(0, AccessNet::BindTcp))?;
     }

@@ -58,7 +58,7 @@ impl Achieved {
     pub const EMPTY_ROOT: Self = Self(1);
     /// Landlock: no file can be opened.
     pub const LANDLOCK_FILES: Self = Self(1 << 1);
-    /// Landlock: TCP ports cannot be bound.
+    /// Landlock: TCP ports cannot be bound, or (by those who bind them) not connected to.
     pub const LANDLOCK_NET: Self = Self(1 << 2);
     /// Landlock: no abstract UNIX socket and no process outside can be reached.
     pub const LANDLOCK_SCOPES: Self = Self(1 << 3);
@@ -159,6 +159,8 @@ pub struct Needs {
     pub source_address: bool,
     /// Upper bound of open descriptors; `None`: as inherited.
     pub descriptors: Option<u64>,
+    /// Ports below `net.ipv4.ip_unprivileged_port_start` may have to be bound later, and this process may do that.
+    pub low_ports: bool,
     /// `--trace`: a forbidden call is reported by a handler before the process ends.
     pub report_violations: bool,
 }
@@ -172,10 +174,15 @@ pub fn namespaces(role: Role) -> CloneFlags {
         .fold(CloneFlags::empty(), |all, ns| all | *ns)
 }
 
-/// Give the calling process the namespaces of its own that its policy names; false if this
+/// Give the calling process the namespaces of its own that its policy names, but no user namespace if it is to bind
+/// low ports; false if this
 /// system does not allow it (the ladder decides whether that is enough).
-pub fn unshare(role: Role) -> bool {
-    let flags = namespaces(role);
+pub fn unshare(role: Role, needs: Needs) -> bool {
+    let mut flags = namespaces(role);
+    if needs.low_ports {
+        // What a capability is worth in a network namespace depends on the user namespace.
+        flags -= CloneFlags::CLONE_NEWUSER;
+    }
     if flags.contains(CloneFlags::CLONE_NEWUSER) {
         let ids = sys::ids::Ids::current();
         if nix::sched::unshare(flags).is_ok() {
@@ -207,7 +214,10 @@ pub fn confine(role: Role, own_mounts: bool, needs: Needs) -> Result<Confined, S
         setrlimit(Resource::RLIMIT_NOFILE, n, n)
             .map_err(|e| SandboxError::Limit(Resource::RLIMIT_NOFILE, e.into()))?;
     }
-    achieved.add_if(Achieved::BOUNDING_SET, caps::give_up()?);
+    achieved.add_if(
+        Achieved::BOUNDING_SET,
+        caps::give_up(needs.low_ports && policy.low_ports)?,
+    );
     nix::sys::prctl::set_dumpable(false)
         .map_err(|e| SandboxError::Attribute("dumpable", e.into()))?;
     achieved.add_if(

@@ -35,10 +35,15 @@ impl Role {
     }
 }
 
-/// One process's row. No row keeps a capability, opens a file or binds a TCP port: the build refuses.
+/// One process's row. No row opens a file, and only processes that see no traffic bind TCP ports or may keep the
+/// capability for low ones: the build refuses anything else.
 pub(super) struct Policy {
     /// Namespaces of its own.
     pub(super) own: &'static [CloneFlags],
+    /// CAP_NET_BIND_SERVICE may stay where it is needed.
+    pub(super) low_ports: bool,
+    /// Landlock leaves TCP bind alone.
+    pub(super) tcp_bind: bool,
     /// Landlock leaves TCP connect alone.
     pub(super) tcp_connect: bool,
     /// Landlock keeps signals from everybody outside.

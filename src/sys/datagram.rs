@@ -94,6 +94,26 @@ const fn names(ipv6: bool) -> Names {
 /// # Errors
 /// As socket(2), setsockopt(2) for the interface, and bind(2) for the address.
 pub fn open_udp(options: &OpenOptions<'_>) -> io::Result<(OwnedFd, bool)> {
+    let fd = unbound_udp(options)?;
+    let had_port = bind_any(&fd, options)?;
+    Ok((fd, had_port))
+}
+
+/// The same, not bound to anything yet.
+///
+/// # Errors
+/// As socket(2).
+pub fn open_unbound_udp(ipv6: bool) -> io::Result<OwnedFd> {
+    unbound_udp(&OpenOptions {
+        ipv6,
+        source: None,
+        device: None,
+        scope: 0,
+        port: 0,
+    })
+}
+
+fn unbound_udp(options: &OpenOptions<'_>) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let fd = nix::sys::socket::socket(
         options.family(),
@@ -104,8 +124,7 @@ pub fn open_udp(options: &OpenOptions<'_>) -> io::Result<(OwnedFd, bool)> {
     common(&fd, options)?;
     // Older kernels lack it; datagrams then come one by one.
     let _ = set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1);
-    let had_port = bind_any(&fd, options)?;
-    Ok((fd, had_port))
+    Ok(fd)
 }
 
 /// A ping socket, and its identifier.

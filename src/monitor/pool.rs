@@ -1,0 +1,82 @@
+//! Sockets of the namespace in stock: made here, connected by the forwarder.
+//!
+//! A socket belongs to the network it was made in, whoever uses it later and from wherever. So connections from the
+//! host's loopback to the namespace's need no privilege and no request each: the forwarder asks for a batch when its
+//! stock runs low. What it can do with them is connect to addresses of the namespace, which is its job. They
+//! are neither bound nor listening, and Landlock and the filter on its side keep it that way.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use arrayvec::ArrayVec;
+
+use crate::ipc::{MAX_DESCRIPTORS, SocketKind, Supply};
+use crate::sys::{datagram, stream};
+
+/// Make a batch and hand it over. Without a single socket to be had there is no answer: the forwarder asks again.
+pub(super) fn supply<E>(
+    kind: SocketKind,
+    send: impl FnOnce(Supply, &[BorrowedFd<'_>]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut sockets = ArrayVec::<OwnedFd, MAX_DESCRIPTORS>::new();
+    while !sockets.is_full() {
+        match make(kind) {
+            Ok(socket) => sockets.push(socket),
+            Err(e) => {
+                log::debug!("Couldn't make a socket for connections into the namespace: {e}");
+                break;
+            }
+        }
+    }
+    let count = u8::try_from(sockets.len()).unwrap_or(0);
+    if count == 0 {
+        return Ok(());
+    }
+    let borrowed: ArrayVec<BorrowedFd<'_>, MAX_DESCRIPTORS> =
+        sockets.iter().map(AsFd::as_fd).collect();
+    send(Supply::Sockets { kind, count }, &borrowed)
+}
+
+fn make(kind: SocketKind) -> io::Result<OwnedFd> {
+    match kind {
+        SocketKind::Tcp4 => tcp(Ipv4Addr::UNSPECIFIED.into()),
+        SocketKind::Tcp6 => tcp(Ipv6Addr::UNSPECIFIED.into()),
+        SocketKind::Udp4 => datagram::open_unbound_udp(false),
+        SocketKind::Udp6 => datagram::open_unbound_udp(true),
+    }
+}
+
+fn tcp(like: IpAddr) -> io::Result<OwnedFd> {
+    let socket = stream::socket(like)?;
+    stream::set_int(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    stream::set_int(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_is_full_and_of_one_kind() {
+        for kind in SocketKind::ALL {
+            let sent = supply(kind, |supply, fds| {
+                assert_eq!(supply, Supply::Sockets { kind, count: 32 });
+                assert_eq!(fds.len(), 32);
+                for fd in fds {
+                    let flags = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFL);
+                    assert!(flags.expect("open") & libc::O_NONBLOCK != 0);
+                    assert!(fd.as_raw_fd() > 2);
+                }
+                Err(())
+            });
+            // Where a family is missing there is nothing to send.
+            if sent.is_ok() {
+                assert!(make(kind).is_err());
+            }
+        }
+    }
+}
