@@ -307,6 +307,8 @@ fn check_descriptors(name: &str, pid: u32, policy: &Process) {
             "socket"
         } else if name == "monitor" && target == stderr {
             "stderr"
+        } else if text.starts_with("pipe:") {
+            "pipe"
         } else {
             &text
         };

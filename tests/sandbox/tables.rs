@@ -190,7 +190,12 @@ fn every_socket_option_allowed_is_set_somewhere() {
         "forwarder/tcp_io.rs",
         "forwarder/host.rs",
     ]);
-    let helper = read(&["sys/stream.rs", "sys/datagram.rs", "monitor/pool.rs"]);
+    let helper = read(&[
+        "sys/stream.rs",
+        "sys/datagram.rs",
+        "sys/listen.rs",
+        "monitor/pool.rs",
+    ]);
     for arch in ARCHITECTURES {
         for (name, filter) in filters(arch) {
             let code = if name == "forwarder" {
