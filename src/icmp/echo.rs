@@ -27,6 +27,8 @@ use crate::sys::errqueue::Origin;
 use crate::udp::io::{Fault, Open, Peer, Readiness, Send};
 use crate::wire::{DEFAULT_HOP_LIMIT, ipv4, ipv6};
 
+/// Timers handled per call: others are to have their turn.
+const EXPIRIES: usize = 256;
 /// How long an identifier is kept without a request or a reply.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Replies, and entries of the error queue, read per event. Left-over ones raise the event again.
@@ -85,9 +87,12 @@ impl<S> Engine<S> {
         self.timers.next()
     }
 
-    /// Remove flows that have been idle for too long.
+    /// Remove flows that have been idle for too long, some of them at a time.
     pub fn on_timer<I: Io<Socket = S>>(&mut self, io: &mut I, now: Instant) {
-        while let Some(number) = self.timers.pop(now) {
+        for _ in 0..EXPIRIES {
+            let Some(number) = self.timers.pop(now) else {
+                return;
+            };
             let Some(flow) = self.flows.get(FlowId(number)) else {
                 continue;
             };

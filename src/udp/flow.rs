@@ -216,7 +216,7 @@ impl<S> State<S> {
     pub fn new(flows: usize, sockets: usize, timeouts: Timeouts, seed: [u8; 16]) -> Self {
         Self {
             flows: Table::with_capacity(flows, seed),
-            sockets: Table::with_capacity(sockets, seed),
+            sockets: Table::with_capacity(sockets.min(flows), seed),
             listeners: Table::with_capacity(sockets, seed),
             timers: Wheel::with_capacity(flows),
             timeouts,

@@ -191,7 +191,12 @@ impl<S> State<S> {
                 let Some(inner) = self.inner(to) else {
                     return;
                 };
-                match io.relay(first, run.messages, inner, &how, cut) {
+                let mut result = io.relay(first, run.messages, inner, &how, cut);
+                if matches!(result, Err(Fault::Errno(_))) {
+                    // Most likely the fate of an earlier datagram, to another peer even; said once, it is gone.
+                    result = io.relay(first, run.messages, inner, &how, cut);
+                }
+                match result {
                     Ok(()) => {}
                     Err(Fault::WouldBlock | Fault::NoDescriptor) => io.drop(Drop::QueueFull),
                     // What became of the flow, its socket's error queue says.

@@ -567,3 +567,216 @@ fn reports_say_which_way_each_flow_goes() {
     assert_eq!(views[0].0.traffic.bytes_out, 3);
     assert_eq!(bed.engine.flows(bed.now, FlowId(2)).count(), 2);
 }
+
+/// Peers outside and on the loopback, an echo in the guest and on every loopback, rules and addresses that change,
+/// sockets that run out: what comes back goes to whoever asked, from where they asked.
+mod any_history {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::addr::Endpoint;
+
+    const PEERS: [&str; 6] = [
+        "198.51.100.7:3333",
+        "198.51.100.8:3333",
+        "127.0.0.1:44",
+        "127.0.0.2:44",
+        "192.0.2.10:55",
+        "127.0.0.1:45",
+    ];
+    const LOCALS: [&str; 3] = [HOST, "203.0.113.6", "127.0.0.1"];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask {
+            listener: usize,
+            peer: usize,
+            local: usize,
+            count: usize,
+        },
+        /// The guest and the far ends answer what they have got.
+        Answer,
+        Error {
+            listener: usize,
+            peer: usize,
+        },
+        Retarget {
+            listener: usize,
+            port: u16,
+        },
+        Replace {
+            listener: usize,
+        },
+        Move,
+        Pool {
+            count: usize,
+        },
+        Wait {
+            ms: u64,
+        },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            8 => (0..3_usize, 0..6_usize, 0..3_usize, 1..5_usize)
+                .prop_map(|(listener, peer, local, count)| Step::Ask { listener, peer, local, count }),
+            8 => Just(Step::Answer),
+            1 => (0..3_usize, 0..6_usize).prop_map(|(listener, peer)| Step::Error { listener, peer }),
+            1 => (0..3_usize, 7000..7003_u16).prop_map(|(listener, port)| Step::Retarget { listener, port }),
+            1 => (0..3_usize).prop_map(|listener| Step::Replace { listener }),
+            1 => Just(Step::Move),
+            1 => (0..9_usize).prop_map(|count| Step::Pool { count }),
+            2 => prop_oneof![0..500_u64, 9_000..12_000_u64, 25_000..130_000_u64].prop_map(|ms| Step::Wait { ms }),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    struct Sim {
+        bed: Bed,
+        listeners: Vec<(FlowId, Handle)>,
+        /// Who asked, by the number in the payload: listener's port, peer, address.
+        asked: Vec<(u16, Endpoint, IpAddr)>,
+        answered: usize,
+        sent: usize,
+        moves: u8,
+    }
+
+    const TABLES: [(u16, Table); 3] = [
+        (5000, Table::Host),
+        (5001, Table::Host),
+        (53, Table::Splice),
+    ];
+
+    impl Sim {
+        fn new(flows: usize, sockets: usize, no_splice: bool) -> Self {
+            let mut cfg = config();
+            cfg.splice.inbound = !no_splice;
+            let mut bed = Bed::with(cfg, Limits { flows, sockets });
+            let listeners =
+                TABLES.map(|(port, table)| bed.listen(port, table, forward(None, port + 2000)));
+            Self {
+                bed,
+                listeners: listeners.into(),
+                asked: Vec::new(),
+                answered: 0,
+                sent: 0,
+                moves: 0,
+            }
+        }
+
+        fn serve(&mut self) {
+            for _ in 0..3 {
+                for (id, _) in self.listeners.clone() {
+                    let (world, now) = (&mut self.bed.world, self.bed.now);
+                    self.bed.engine.on_listener(world, now, id, READABLE);
+                }
+                self.bed.run();
+            }
+            // What the far ends were sent they answer; what listeners sent is an answer.
+            while let Some(sent) = self.bed.world.sent.get(self.sent).cloned() {
+                self.sent += 1;
+                let listener = TABLES.iter().any(|(port, _)| *port == sent.port);
+                if !listener {
+                    self.bed.world.arrive(sent.port, sent.to, &sent.payload);
+                    continue;
+                }
+                let number = usize::from_be_bytes(*sent.payload.first_chunk().unwrap());
+                let (port, peer, local) = self.asked[number];
+                assert_eq!((sent.to, sent.source), (peer, Some(local)));
+                assert_eq!(sent.port, port);
+            }
+        }
+
+        fn step(&mut self, step: &Step) {
+            match *step {
+                Step::Ask {
+                    listener,
+                    peer,
+                    local,
+                    count,
+                } => {
+                    let socket = self.listeners[listener].1;
+                    for _ in 0..count {
+                        let number = self.asked.len().to_be_bytes();
+                        self.bed
+                            .world
+                            .knock(socket, PEERS[peer], LOCALS[local], &number);
+                        let local = LOCALS[local].parse().unwrap();
+                        self.asked
+                            .push((TABLES[listener].0, ep(PEERS[peer]), local));
+                    }
+                }
+                // The guest answers at once, as another datagram of the same peer may come by another way.
+                Step::Answer => {}
+                Step::Error { listener, peer } => {
+                    let (id, socket) = self.listeners[listener];
+                    let sock = self.bed.world.socks.get_mut(&socket.0).unwrap();
+                    sock.errors.push_back((complaint(PEERS[peer]), Vec::new()));
+                    let (world, now) = (&mut self.bed.world, self.bed.now);
+                    self.bed.engine.on_listener(world, now, id, ERROR);
+                }
+                Step::Retarget { listener, port } => {
+                    let id = self.listeners[listener].0;
+                    self.bed
+                        .engine
+                        .retarget(id, rule(port), forward(None, port));
+                }
+                Step::Replace { listener } => {
+                    let id = self.listeners[listener].0;
+                    self.bed.engine.unlisten(&mut self.bed.world, id);
+                    let (port, table) = TABLES[listener];
+                    self.listeners[listener] = self.bed.listen(port, table, forward(None, port));
+                }
+                Step::Move => {
+                    self.moves = self.moves % 100 + 1;
+                    let seen = IpAddr::from([192, 0, 2, 100 + self.moves]);
+                    self.bed.world.seen.learn(seen);
+                }
+                Step::Pool { count } => self.bed.world.pool = count,
+                Step::Wait { ms } => self.bed.wait(ms),
+            }
+            self.serve();
+            while let Some(got) = self.bed.world.got.get(self.answered).cloned() {
+                self.answered += 1;
+                let (src, dst) = (got.dst, got.src);
+                let text = |e| std::net::SocketAddr::from(e).to_string();
+                let known = self
+                    .bed
+                    .engine
+                    .state
+                    .find(&crate::flow::id::Key::new(src, dst));
+                // After its listener is gone an answer takes the guest's own way out, to wherever that leads.
+                let flow = known.and_then(|id| self.bed.engine.state.flows.get(id));
+                if flow.is_some_and(|flow| flow.rule.is_some()) {
+                    let last = self
+                        .bed
+                        .world
+                        .got
+                        .iter()
+                        .rposition(|g| (g.src, g.dst) == (dst, src));
+                    // Only the last one surely asked at the address that is answered from.
+                    if last == Some(self.answered - 1) {
+                        self.bed.one(&text(src), &text(dst), &got.payload);
+                    }
+                }
+            }
+            self.serve();
+            self.bed.engine.state.check();
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn answers_reach_whoever_asked(steps in steps(), flows in prop_oneof![2..8_usize, Just(64)], sockets in prop_oneof![3..5_usize, Just(64)], no_splice: bool) {
+            let mut sim = Sim::new(flows, sockets, no_splice);
+            for step in &steps {
+                sim.step(step);
+            }
+            sim.bed.wait(300_000);
+            prop_assert_eq!(sim.bed.engine.len(), (0, 0));
+            prop_assert_eq!(sim.bed.world.socks.len(), 3);
+        }
+    }
+}

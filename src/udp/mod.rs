@@ -1,5 +1,8 @@
 //! UDP: flows of the guest, carried by sockets of the host.
 //!
+//! Flows begin on either side. What the guest begins is told here; what arrives at a forwarded port in [`listener`], and
+//! what goes from loopback to loopback, without the tap, in [`splice`].
+//!
 //! A *flow* is a pair of the guest's end point and the end point it sends to. A *socket* serves one end point of
 //! the guest: it is bound to the same port where that is free, and while the guest talks to a single peer, as
 //! most end points do, it is also connected to that peer, so the kernel routes once and filters for us. When the
@@ -22,9 +25,9 @@
 //! Speed: a batch of the guest's datagrams is sorted by flow, looked up once per run, and each run of equal size
 //! leaves in one send with UDP_SEGMENT. Towards the guest, what one receive returned goes out as super-frames.
 //!
-//! Invariants: a flow belongs to exactly one live socket; a socket without flows is closed; nothing is
-//! allocated after construction; a datagram that is not carried is counted, and where the guest's kernel should
-//! know why, reported. What must never happen: a datagram given to the guest under a source address the guest
+//! Invariants: a flow belongs to a live socket, a live listener, or one of each; a socket without flows is closed, a
+//! listener is not; nothing is allocated after construction; a datagram that is not carried is counted, and
+//! where the guest's kernel should know why, reported. What must never happen: a datagram given to the guest under a source address the guest
 //! did not send to (except answers to groups), or a busy loop on an error that nobody clears.
 #![cfg_attr(
     not(test),
@@ -91,7 +94,7 @@ const EXPIRIES: usize = 256;
 pub struct Limits {
     /// Most flows at a time.
     pub flows: usize,
-    /// Most sockets at a time: UDP's share of the descriptors.
+    /// Most sockets at a time, and most listeners: UDP's share of the descriptors.
     pub sockets: usize,
 }
 
@@ -109,12 +112,7 @@ impl<S> Engine<S> {
     pub fn new(cfg: Config, limits: Limits, timeouts: Timeouts, seed: [u8; 16]) -> Self {
         Self {
             cfg,
-            state: State::new(
-                limits.flows,
-                limits.sockets.min(limits.flows),
-                timeouts,
-                seed,
-            ),
+            state: State::new(limits.flows, limits.sockets, timeouts, seed),
             received: [Received::EMPTY; MAX_RECEIVE],
         }
     }
