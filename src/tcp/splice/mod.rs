@@ -15,9 +15,13 @@
 //! The engine makes no system call and reads no clock: events come in through its methods, and it acts through [`Io`].
 //! It allocates nothing after construction.
 
+#[cfg(test)]
+mod fake;
 pub mod io;
 mod lane;
 mod pair;
+#[cfg(test)]
+mod tests;
 
 pub use io::{Arrival, ConnectError, Connecting, End, Io, Readiness, SocketError, Way};
 
