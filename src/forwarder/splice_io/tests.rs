@@ -38,6 +38,35 @@ impl World {
         }
     }
 
+    /// One whose sockets hold little.
+    fn tight() -> Self {
+        let w = Self::new("127.0.0.1:0");
+        for listener in [&w.door, &w.target] {
+            for name in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
+                stream::set_int(listener, libc::SOL_SOCKET, name, 1 << 16).unwrap();
+            }
+        }
+        w
+    }
+
+    /// Send until nothing moves any more: how much that was.
+    fn fill(&mut self, from: &mut TcpStream, data: &[u8]) -> usize {
+        from.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        let mut quiet = 0;
+        while quiet < 5 {
+            let before = sent;
+            while let Ok(n) = from.write(&data[sent..]) {
+                assert!(n > 0, "there is no end to the buffers");
+                sent += n;
+            }
+            self.round(20);
+            quiet = if sent == before { quiet + 1 } else { 0 };
+        }
+        from.set_nonblocking(false).unwrap();
+        sent
+    }
+
     fn now(&self) -> Instant {
         Instant::default() + self.epoch.elapsed()
     }
@@ -204,28 +233,16 @@ fn bulk_passes_without_a_single_pipe() {
 
 #[test]
 fn a_receiver_that_stops_neither_spins_nor_stalls_the_other_direction() {
-    let mut w = World::new("127.0.0.1:0");
+    let mut w = World::tight();
     let (mut client, mut server) = w.pair();
     let data = pattern(30_000_000);
-    client.set_nonblocking(true).unwrap();
-    // The server does not read: fill up everything between.
-    let mut sent = 0;
-    let mut quiet = 0;
-    while quiet < 5 {
-        let before = sent;
-        while let Ok(n) = client.write(&data[sent..]) {
-            sent += n;
-        }
-        w.round(20);
-        quiet = if sent == before { quiet + 1 } else { 0 };
-    }
-    assert!(sent < data.len(), "there is no end to the buffers");
+    // The server does not read.
+    let sent = w.fill(&mut client, &data);
     let rounds = w.rounds;
     for _ in 0..5 {
         w.round(20);
     }
     assert!(w.rounds < rounds + 4, "woken up without news");
-    client.set_nonblocking(false).unwrap();
     w.during(|| {
         for _ in 0..10 {
             server.write_all(b"pong").unwrap();
@@ -246,7 +263,7 @@ fn a_receiver_that_stops_neither_spins_nor_stalls_the_other_direction() {
 #[test]
 fn a_fin_passes_after_what_the_full_receiver_has_still_to_get() {
     for from_client in [true, false] {
-        let mut w = World::new("127.0.0.1:0");
+        let mut w = World::tight();
         let (client, server) = w.pair();
         let (mut from, mut to) = if from_client {
             (client, server)
@@ -254,18 +271,7 @@ fn a_fin_passes_after_what_the_full_receiver_has_still_to_get() {
             (server, client)
         };
         let data = pattern(30_000_000);
-        from.set_nonblocking(true).unwrap();
-        let mut sent = 0;
-        let mut quiet = 0;
-        while quiet < 5 {
-            let before = sent;
-            while let Ok(n) = from.write(&data[sent..]) {
-                sent += n;
-            }
-            w.round(20);
-            quiet = if sent == before { quiet + 1 } else { 0 };
-        }
-        from.set_nonblocking(false).unwrap();
+        let sent = w.fill(&mut from, &data);
         from.shutdown(Shutdown::Write).unwrap();
         w.round(20);
         w.during(|| {
