@@ -8,6 +8,7 @@ pub mod host;
 pub mod namespace;
 mod notice;
 pub mod options;
+pub mod ports;
 pub mod resolv;
 mod resolve;
 pub mod rules;

@@ -24,6 +24,7 @@
 mod helper;
 mod ns_agent;
 mod pool;
+pub mod ports;
 mod signals;
 mod watch;
 
