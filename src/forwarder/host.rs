@@ -6,16 +6,20 @@
 //! to make.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::link::Link;
+use super::pool::Pool;
+use super::ports::{Past, Ports};
 use super::token::Token;
 use crate::addr::{Endpoint, Mac};
 use crate::config::Config;
+use crate::config::rules::RuleId;
+use crate::flow::traffic::Traffic;
+use crate::flow::translate::Seen;
 use crate::icmp::report::Report;
-use crate::ipc::SocketKind;
 use crate::services::{self, Answer};
 use crate::stats::Drop;
 use crate::tap::frame::FrameBuf;
@@ -52,6 +56,13 @@ pub struct Host {
     /// Where bytes go that were peeked before, on older kernels.
     pub(super) scratch: Box<[u8]>,
     pub(super) datagrams: super::udp_io::Buffers,
+    /// The addresses the guest was last seen to use.
+    pub(super) seen: Seen,
+    pub(super) ports: Ports,
+    /// Sockets of the namespace.
+    pub(super) pool: Pool,
+    /// What the guest has opened itself.
+    pub(super) outbound: Past,
     /// For the bypass.
     pub(super) pipes: super::splice_io::Pipes,
 }
@@ -60,6 +71,14 @@ impl Host {
     /// Send the first `len` bytes of the frame buffer to the guest. `false`: the tap refused, counted.
     pub(super) fn transmit(&mut self, len: usize, offload: virtio_net::Header) -> bool {
         self.link.send(&mut self.frame, len, offload)
+    }
+
+    /// A flow is over.
+    pub(super) fn flow_finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        match rule {
+            Some(rule) => self.ports.finished(rule, traffic),
+            None => self.outbound.add(traffic),
+        }
     }
 
     /// A frame came from this link-layer address: that is where the guest is.
@@ -85,11 +104,6 @@ impl Host {
     /// Headers of frames from `src` to the guest's end `dst`.
     pub(super) fn template(&self, src: Endpoint, dst: Endpoint) -> Template {
         Template::new(self.guest_mac, self.config.our_mac, src, dst)
-    }
-
-    /// A fresh socket of the namespace, non-blocking, TCP_NODELAY where that applies. `None`: none in stock.
-    pub(super) fn namespace_socket(&mut self, _kind: SocketKind) -> Option<OwnedFd> {
-        None
     }
 
     /// Register a flow's socket.

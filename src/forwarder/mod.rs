@@ -3,7 +3,8 @@
 //! It is born by fork, allocates everything it will ever need ([`Forwarder::prepare`]), is confined by the
 //! sandbox stages, and only then ([`Forwarder::run`], which demands the proof of confinement) tells the monitor
 //! that it is ready, waits for "go" and reads its first byte from the guest. After that it allocates nothing,
-//! opens nothing and asks nobody: connect(2) and socket(2) for INET families are all the reach it has.
+//! opens nothing and waits for nobody: connect(2) and socket(2) for INET families are all the reach it has. Listening
+//! sockets, and sockets of the namespace, are given to it.
 //!
 //! | file | question it answers |
 //! |---|---|
@@ -11,6 +12,10 @@
 //! | `worker` | where does a frame from the guest go? |
 //! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
 //! | `summary` | what does `--trace` say about a packet? |
+//! | `accept` | what happens to a connection from outside? |
+//! | `ports` | which listener belongs to which rule, and where does it lead? |
+//! | `supply`, `pool` | where do listeners and sockets of the namespace come from? |
+//! | `report` | what does `pesto` get to see? |
 //! | `token` | what does an epoll event refer to? |
 //! | `patience` | when does the worker stay awake for a moment? |
 //!
@@ -31,15 +36,20 @@
     )
 )]
 
+mod accept;
 mod advertise;
 mod conntrack;
 mod host;
 mod icmp_io;
 mod link;
 mod patience;
+mod pool;
+mod ports;
+mod report;
 mod run;
 mod splice_io;
 mod summary;
+mod supply;
 mod tcp_io;
 #[cfg(test)]
 mod testing;
@@ -57,7 +67,7 @@ use self::run::Clock;
 use self::token::Token;
 use self::worker::Worker;
 use crate::config::Config;
-use crate::ipc::{Descriptors, ForwarderLink, IpcError, Supply, SupplyLink};
+use crate::ipc::{ForwarderLink, IpcError};
 use crate::pcap::Pcap;
 use crate::sandbox::Confined;
 use crate::sys::tun::Offloads;
@@ -85,6 +95,9 @@ pub enum ForwarderError {
     /// The monitor said something unexpected, or died before "go".
     #[error("Lost the monitor")]
     Monitor(#[source] IpcError),
+    /// The ns-agent said something unexpected.
+    #[error("Lost the ns-agent")]
+    Agent(#[source] IpcError),
 }
 
 /// What the forwarder starts with.
@@ -106,16 +119,6 @@ pub struct Inherited {
     pub nofile: u64,
 }
 
-/// Everything of the start has arrived.
-fn stock_up(link: &ForwarderLink, agent: Option<OwnedFd>) -> Result<(), IpcError> {
-    let mut fds = Descriptors::new();
-    while link.receive_supply_blocking(&mut fds)? != Supply::Complete {}
-    if let Some(agent) = agent.map(SupplyLink::new) {
-        while agent.receive_supply_blocking(&mut fds)? != Supply::Complete {}
-    }
-    Ok(())
-}
-
 /// The forwarder, ready to run.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -129,30 +132,37 @@ impl Forwarder {
     /// Allocate and register everything. To be called before confinement.
     ///
     /// # Errors
-    /// epoll or the capture file cannot be set up.
+    /// epoll or the capture file cannot be set up, or whoever has the listeners is gone.
     pub fn prepare(config: Config, inherited: Inherited) -> Result<Self, ForwarderError> {
         let poll = |e: nix::Error| ForwarderError::Poll(e.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(poll)?;
         let link = ForwarderLink::new(inherited.control);
-        stock_up(&link, inherited.agent).map_err(ForwarderError::Monitor)?;
         let offloads = crate::tap::Offloads {
             tso: inherited.offloads.csum && inherited.offloads.tso4 && inherited.offloads.tso6,
             uso: inherited.offloads.csum && inherited.offloads.uso,
         };
-        let tap = Tap::Tun(Tun::new(
-            inherited.tap.ok_or(ForwarderError::NoTap)?,
-            offloads,
-        ));
+        let tap = match inherited.tap {
+            Some(tap) => Tap::Tun(Tun::new(tap, offloads)),
+            None => Tap::Off,
+        };
         let register = |fd: std::os::fd::BorrowedFd<'_>, token: Token| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_raw()))
         };
         register(link.as_fd(), Token::Monitor).map_err(poll)?;
-        register(tap.as_fd(), Token::Tap).map_err(poll)?;
+        if let Some(fd) = tap.as_fd() {
+            register(fd, Token::Tap).map_err(poll)?;
+        }
+        let agent = supply::link(inherited.agent);
+        if let Some(agent) = &agent {
+            register(agent.as_fd(), Token::Agent).map_err(poll)?;
+        }
         let pcap = match inherited.pcap {
             Some(fd) => Pcap::start(fd).map_err(ForwarderError::Pcap)?,
             None => Pcap::off(),
         };
-        let worker = Worker::new(config, tap, epoll, pcap, inherited.seed, inherited.nofile);
+        let mut worker = Worker::new(config, tap, epoll, pcap, inherited.seed, inherited.nofile);
+        worker.agent = agent;
+        worker.stock_up(&link).map_err(ForwarderError::Monitor)?;
         Ok(Self {
             link,
             clock: Clock::start(),

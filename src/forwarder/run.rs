@@ -18,11 +18,14 @@ use super::token::Token;
 use super::worker::Worker;
 use super::{Forwarder, ForwarderError};
 use crate::clock::Instant;
+use crate::ipc::{Descriptors, IpcError, ToForwarder};
 use crate::tcp;
 use crate::udp;
 
 /// Most events fetched at once.
 const EVENTS: usize = 64;
+/// Messages of the monitor read in one go.
+const MESSAGES: usize = 16;
 
 /// CLOCK_MONOTONIC, from the start of the process.
 #[derive(Debug)]
@@ -64,13 +67,27 @@ impl Forwarder {
             let now = self.clock.now();
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
-                    Some(Token::Monitor) => return self.monitor_spoke(),
+                    Some(Token::Monitor) => match self.monitor_spoke(now)? {
+                        true => {}
+                        false => return Ok(()),
+                    },
+                    Some(Token::Agent) => match self.worker.on_agent(now) {
+                        Ok(()) => {}
+                        // The monitor knows, and ends us or is ending itself.
+                        Err(IpcError::Closed) => return Ok(()),
+                        Err(e) => return Err(ForwarderError::Agent(e)),
+                    },
                     Some(Token::Tap) => self.worker.on_tap(now).map_err(ForwarderError::Tap)?,
                     Some(token) => self.worker.on_socket(now, token, event.events()),
                     None => {}
                 }
             }
             self.worker.end_round(now);
+            match self.worker.ask(now, &self.link) {
+                Ok(()) => {}
+                Err(IpcError::Closed) => return Ok(()),
+                Err(e) => return Err(ForwarderError::Monitor(e)),
+            }
         }
     }
 
@@ -93,12 +110,29 @@ impl Forwarder {
         epoll.wait(events, sleep_until(deadline, start))
     }
 
-    /// The monitor says nothing after "go": it is closing down, or gone.
-    fn monitor_spoke(&self) -> Result<(), ForwarderError> {
-        match self.link.closed() {
-            crate::ipc::IpcError::Closed => Ok(()),
-            e => Err(ForwarderError::Monitor(e)),
+    /// The monitor has something to say. `false`: it is closing down, or gone.
+    fn monitor_spoke(&mut self, now: Instant) -> Result<bool, ForwarderError> {
+        let mut fds = Descriptors::new();
+        for _ in 0..MESSAGES {
+            match self.link.try_receive(&mut fds) {
+                Ok(None) => return Ok(true),
+                Ok(Some(ToForwarder::Supply(supply))) => {
+                    self.worker.supplied(now, supply, &mut fds);
+                }
+                Ok(Some(ToForwarder::Report)) => {
+                    if let Some(to) = fds.pop() {
+                        self.worker.begin_report(now, to);
+                    }
+                }
+                Ok(Some(ToForwarder::Go)) => {
+                    return Err(ForwarderError::Monitor(IpcError::Malformed));
+                }
+                Err(IpcError::Lost(supply)) => self.worker.lost(now, supply),
+                Err(IpcError::Closed) => return Ok(false),
+                Err(e) => return Err(ForwarderError::Monitor(e)),
+            }
         }
+        Ok(true)
     }
 }
 
@@ -145,7 +179,15 @@ impl Worker {
                     udp::io::Readiness { readable, error },
                 );
             }
-            Token::Tap | Token::Monitor => {}
+            Token::TcpListener(index) => self.on_listener(now, index),
+            Token::UdpListener(index) => {
+                if let Some(id) = self.host.ports.udp(index) {
+                    let readiness = udp::io::Readiness { readable, error };
+                    self.udp.on_listener(&mut self.host, now, id, readiness);
+                }
+            }
+            Token::Report => self.on_report(now),
+            Token::Tap | Token::Monitor | Token::Agent => {}
         }
     }
 }

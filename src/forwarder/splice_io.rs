@@ -254,8 +254,8 @@ impl Io for Host {
         let _ = stream::linger_zero(&socket);
     }
 
-    fn finished(&mut self, _rule: Option<RuleId>, _traffic: &Traffic) {
-        // Counted where the rules are.
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        self.flow_finished(rule, traffic);
     }
 
     fn drop(&mut self, why: Drop) {

@@ -390,7 +390,9 @@ impl Io for Host {
         self.link.counters.drop(why);
     }
 
-    fn finished(&mut self, _: Option<RuleId>, _: &Traffic) {}
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        self.flow_finished(rule, traffic);
+    }
 }
 
 fn engine_info(i: &stream::TcpInfo) -> Info {

@@ -6,10 +6,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::host::Host;
 use super::link::Link;
+use super::pool::Pool;
+use super::ports::{Past, Ports};
 use super::splice_io::Pipes;
 use super::tcp_io::PeekOffsets;
 use super::udp_io;
 use crate::addr::Mac;
+use crate::flow::translate::Seen;
 use crate::pcap::Pcap;
 use crate::stats::Counters;
 use crate::sys::scm;
@@ -25,6 +28,10 @@ pub(super) fn host() -> (Host, OwnedFd) {
         uso: true,
     };
     let host = Host {
+        seen: Seen::default(),
+        ports: Ports::with_capacity(4),
+        pool: Pool::default(),
+        outbound: Past::default(),
         config: crate::services::samples::config(),
         link: Link {
             tap: Tap::Tun(Tun::new(tap, offloads)),

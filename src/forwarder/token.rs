@@ -12,7 +12,7 @@ use crate::tcp::splice::End;
 pub enum Token {
     /// Frames from the guest.
     Tap,
-    /// The monitor: the only news at run time is that it is gone.
+    /// The monitor: listeners, a report to write, its end.
     Monitor,
     /// A TCP connection's socket.
     Tcp(FlowId),
@@ -22,6 +22,14 @@ pub enum Token {
     Udp(FlowId),
     /// A ping socket.
     Icmp(FlowId),
+    /// The ns-agent: sockets of the namespace, listeners there.
+    Agent,
+    /// A TCP listener, by its place among the listeners.
+    TcpListener(u32),
+    /// A UDP listener, likewise.
+    UdpListener(u32),
+    /// Whoever reads a report has room for more.
+    Report,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -36,6 +44,10 @@ impl Token {
             Self::Tcp(id) => (2, id.0),
             Self::Udp(id) => (3, id.0),
             Self::Icmp(id) => (4, id.0),
+            Self::Agent => (7, 0),
+            Self::TcpListener(n) => (8, n),
+            Self::UdpListener(n) => (9, n),
+            Self::Report => (10, 0),
             Self::Splice(id, End::Origin) => (5, id.0),
             Self::Splice(id, End::Target) => (6, id.0),
         };
@@ -52,6 +64,10 @@ impl Token {
             2 => Some(Self::Tcp(id)),
             3 => Some(Self::Udp(id)),
             4 => Some(Self::Icmp(id)),
+            7 => Some(Self::Agent),
+            8 => Some(Self::TcpListener(id.0)),
+            9 => Some(Self::UdpListener(id.0)),
+            10 => Some(Self::Report),
             5 => Some(Self::Splice(id, End::Origin)),
             6 => Some(Self::Splice(id, End::Target)),
             _ => None,
@@ -72,6 +88,10 @@ mod tests {
                 Token::Tcp(id),
                 Token::Udp(id),
                 Token::Icmp(id),
+                Token::Agent,
+                Token::TcpListener(id.0),
+                Token::UdpListener(id.0),
+                Token::Report,
                 Token::Splice(id, End::Origin),
                 Token::Splice(id, End::Target),
             ] {

@@ -19,6 +19,7 @@ use crate::flow::id::FlowId;
 use crate::flow::traffic::Traffic;
 use crate::flow::translate::Seen;
 use crate::icmp::report::Report;
+use crate::ipc::SocketKind;
 use crate::stats::Drop;
 use crate::sys::datagram::{self, OpenOptions};
 use crate::sys::errqueue::{self, Record};
@@ -334,8 +335,15 @@ impl Io for Host {
         pass_on(socket, &socket.options(how), &parts, cut).map_err(|e| fault(&e))
     }
 
-    fn namespace_socket(&mut self, _id: FlowId, _ipv6: bool) -> Option<Socket> {
-        None
+    fn namespace_socket(&mut self, id: FlowId, ipv6: bool) -> Option<Socket> {
+        let kind = if ipv6 {
+            SocketKind::Udp6
+        } else {
+            SocketKind::Udp4
+        };
+        let fd = self.pool.take(kind)?;
+        self.watch(&fd, EpollFlags::EPOLLIN, Token::Udp(id)).ok()?;
+        Some(Socket::unbound(fd, ipv6))
     }
 
     fn bind(&mut self, socket: &Socket, source: IpAddr) -> Result<(), Fault> {
@@ -343,10 +351,12 @@ impl Io for Host {
     }
 
     fn seen(&self) -> Seen {
-        Seen::default()
+        self.seen
     }
 
-    fn finished(&mut self, _rule: Option<RuleId>, _traffic: &Traffic) {}
+    fn finished(&mut self, rule: Option<RuleId>, traffic: &Traffic) {
+        self.flow_finished(rule, traffic);
+    }
 
     fn next_error(&mut self, socket: &Socket, payload: &mut [u8]) -> Option<Record> {
         next_error(&socket.fd, payload)

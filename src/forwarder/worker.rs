@@ -6,22 +6,29 @@
 //! other datagram. What cannot be carried is counted with its reason and forgotten.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use arrayvec::ArrayVec;
 use nix::sys::epoll::Epoll;
 
+use super::accept;
 use super::advertise::Advertiser;
 use super::conntrack;
 use super::host::Host;
 use super::icmp_io::PingSocket;
 use super::link::Link;
+use super::pool::Pool;
+use super::ports::{self, Past, Ports};
+use super::report::Report;
 use super::summary::Summary;
 use super::udp_io;
 use crate::addr::{Endpoint, Mac};
 use crate::clock::Instant;
 use crate::config::{Config, DEFAULT_MTU};
 use crate::flow::fragments::{Fragment, Key, Outcome, Reassembler};
+use crate::flow::translate::Seen;
 use crate::icmp;
+use crate::ipc::SupplyLink;
 use crate::log::RateLimit;
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop, Reporter};
@@ -29,6 +36,7 @@ use crate::tap::batch::{Inbound, MAX_FRAMES};
 use crate::tap::frame::FrameBuf;
 use crate::tap::{self, Tap};
 use crate::tcp;
+use crate::tcp::splice;
 use crate::udp;
 use crate::wire::dissect::{self, Body, IpPacket, Packet, Upper};
 use crate::wire::{icmpv4, icmpv6};
@@ -47,7 +55,6 @@ const SERVICE_PORTS: [u16; 2] = [67, 547];
 pub struct Worker {
     pub(super) host: Host,
     pub(super) tcp: tcp::Engine<Host>,
-    pub(super) splice: tcp::splice::Engine<Host>,
     pub(super) udp: udp::Engine<udp_io::Socket>,
     pub(super) icmp: icmp::Engine<PingSocket>,
     batch: Inbound,
@@ -57,6 +64,17 @@ pub struct Worker {
     /// Flows refused for want of descriptors, as last told.
     refused: u64,
     refusals: RateLimit,
+    /// Connections from loopback to loopback.
+    pub(super) splice: splice::Engine<Host>,
+    /// Our end of the pair with the ns-agent.
+    pub(super) agent: Option<SupplyLink>,
+    /// When to ask for listeners that could not be taken.
+    pub(super) ask_at: Option<Instant>,
+    pub(super) report: Report,
+    /// The report goes on in the next round.
+    pub(super) reporting: bool,
+    /// See `accept`.
+    pub(super) spare: Option<OwnedFd>,
 }
 
 /// The segments and datagrams of one batch.
@@ -88,7 +106,7 @@ impl Worker {
             ..tcp::Limits::new(mtu, limits.tcp, seed)
         });
         // Two descriptors each.
-        let splice = tcp::splice::Engine::new(limits.tcp / 2, seed);
+        let splice = splice::Engine::new(limits.splice, seed);
         let udp = udp::Engine::new(config.clone(), limits.udp, conntrack::timeouts(), seed);
         let icmp = icmp::Engine::new(config.clone(), limits.icmp, seed);
         let host = Host {
@@ -104,6 +122,10 @@ impl Worker {
             peek_offsets: super::tcp_io::PeekOffsets::probe(),
             scratch: vec![0; 1 << 16].into_boxed_slice(),
             datagrams: udp_io::Buffers::new(),
+            seen: Seen::default(),
+            ports: Ports::with_capacity(limits.listeners),
+            pool: Pool::default(),
+            outbound: Past::default(),
             pipes: super::splice_io::Pipes::new(nofile),
         };
         Self {
@@ -118,6 +140,11 @@ impl Worker {
             reporter,
             refused: 0,
             refusals: RateLimit::new(1),
+            agent: None,
+            ask_at: None,
+            report: Report::new(ports::RULES),
+            reporting: false,
+            spare: accept::spare(),
         }
     }
 
@@ -137,6 +164,7 @@ impl Worker {
                 match packet.body {
                     Body::Arp(_) => self.host.serve(&packet).map(drop),
                     Body::Ip(ip) if ip.fragment.is_some() => {
+                        self.host.seen.learn(ip.src);
                         for _ in 0..self.fragments.take_lost() {
                             self.host.link.counters.drop(Drop::Fragment);
                         }
@@ -151,6 +179,7 @@ impl Worker {
                         if !meta.checksum_settled && !ip.verify_upper_checksum() {
                             return Err(Drop::Checksum);
                         }
+                        self.host.seen.learn(ip.src);
                         let data = ip.l3.get(ip.header.len()..).unwrap_or_default();
                         let whole = Whole {
                             ip,
@@ -175,11 +204,14 @@ impl Worker {
         if due(self.tcp.next_deadline()) {
             self.tcp.on_timer(&mut self.host, now);
         }
+        if due(self.udp.next_deadline()) {
+            self.udp.on_timer(&mut self.host, now);
+        }
         if due(self.splice.next_deadline()) {
             self.splice.on_timer(&mut self.host, now);
         }
-        if due(self.udp.next_deadline()) {
-            self.udp.on_timer(&mut self.host, now);
+        if self.reporting {
+            self.on_report(now);
         }
         if due(self.icmp.next_deadline()) {
             self.icmp.on_timer(&mut self.host, now);
@@ -209,9 +241,14 @@ impl Worker {
 
     /// When something has to be done even if nothing happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
+        if self.reporting {
+            return Some(Instant::default());
+        }
         [
             self.tcp.next_deadline(),
             self.splice.next_deadline(),
+            self.host.pool.next_deadline(),
+            self.ask_at,
             self.udp.next_deadline(),
             self.icmp.next_deadline(),
             self.advertiser.next_deadline(),
@@ -365,6 +402,9 @@ struct Limits {
     tcp: usize,
     udp: udp::Limits,
     icmp: usize,
+    /// Connections round the tap: two sockets each.
+    splice: usize,
+    listeners: usize,
 }
 
 impl Limits {
@@ -379,6 +419,8 @@ impl Limits {
                 sockets: all,
             },
             icmp: all.min(MAX_PINGS),
+            splice: all / 2,
+            listeners: all,
         }
     }
 }

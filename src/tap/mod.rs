@@ -45,6 +45,8 @@ pub struct Offloads {
 pub enum Tap {
     /// A kernel tap device with virtio-net headers.
     Tun(Tun),
+    /// None at all (`--splice-only`): nothing comes from it, and it takes nothing.
+    Off,
 }
 
 impl Tap {
@@ -53,6 +55,7 @@ impl Tap {
     pub fn offloads(&self) -> Offloads {
         match self {
             Self::Tun(t) => t.offloads(),
+            Self::Off => Offloads::default(),
         }
     }
 
@@ -64,6 +67,7 @@ impl Tap {
     pub fn receive(&mut self, batch: &mut Inbound) -> io::Result<usize> {
         match self {
             Self::Tun(t) => t.receive(batch),
+            Self::Off => Ok(0),
         }
     }
 
@@ -74,14 +78,16 @@ impl Tap {
     pub fn send(&mut self, frame: &FrameBuf) -> io::Result<()> {
         match self {
             Self::Tun(t) => t.send(frame),
+            Self::Off => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
     /// The descriptor to wait on.
     #[must_use]
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Tun(t) => t.as_fd(),
+            Self::Tun(t) => Some(t.as_fd()),
+            Self::Off => None,
         }
     }
 }

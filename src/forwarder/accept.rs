@@ -1,0 +1,163 @@
+//! What arrives at the TCP listeners: over the tap to the guest, or round it.
+//!
+//! Listeners are watched level-triggered and emptied a few connections at a time. Which way a connection goes is
+//! [`translate::inbound`]'s decision; whatever cannot be carried is reset, so that the peer learns at once that
+//! nobody is there.
+//!
+//! When the descriptors run out, a connection that cannot be accepted would keep its listener readable and
+//! this loop busy: then the spare descriptor is given up for as long as it takes to accept and reset it.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use super::host::Host;
+use super::ports::Place;
+use super::tcp_io::Socket;
+use super::worker::Worker;
+use crate::addr::Endpoint;
+use crate::clock::Instant;
+use crate::config::rules::Table;
+use crate::flow::id::Key;
+use crate::flow::translate::{self, Inbound};
+use crate::stats::Drop;
+use crate::sys::stream;
+use crate::tcp;
+use crate::tcp::splice::{self, Way};
+
+/// Connections taken from one listener in one round.
+const AT_ONCE: usize = 16;
+/// The peer gets a RST.
+fn reset(fd: &OwnedFd) {
+    // If it fails the peer gets FIN instead: nothing better can be done.
+    let _ = stream::linger_zero(fd);
+}
+
+/// Where a connection goes.
+enum Decision {
+    Tap(Key),
+    Splice {
+        way: Way,
+        to: Endpoint,
+        source: Option<IpAddr>,
+    },
+}
+
+impl Worker {
+    /// A listener has connections.
+    pub(super) fn on_listener(&mut self, now: Instant, index: u32) {
+        for _ in 0..AT_ONCE {
+            let Some((listener, place)) = self.host.ports.tcp(index) else {
+                return;
+            };
+            match stream::accept(listener) {
+                Ok((fd, peer)) => {
+                    if let Err(why) = self.arrived(now, place, fd, peer.into()) {
+                        self.host.link.counters.drop(why);
+                    }
+                }
+                Err(e) => match e.raw_os_error() {
+                    // Gone before we came, or the network said something about it (accept(2)).
+                    Some(libc::EINTR | libc::ECONNABORTED | libc::EPROTO) => {}
+                    Some(libc::EMFILE | libc::ENFILE) => {
+                        self.refuse_one(index);
+                        return;
+                    }
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    /// There is no descriptor for the next connection of this listener: reset it.
+    fn refuse_one(&mut self, index: u32) {
+        self.host.link.counters.drop(Drop::NoDescriptor);
+        self.spare = None;
+        if let Some((listener, _)) = self.host.ports.tcp(index) {
+            if let Ok((fd, _)) = stream::accept(listener) {
+                reset(&fd);
+            }
+        }
+        self.spare = spare();
+    }
+
+    /// A connection: where does it go?
+    fn arrived(
+        &mut self,
+        now: Instant,
+        place: Place,
+        fd: OwnedFd,
+        peer: Endpoint,
+    ) -> Result<(), Drop> {
+        let result = self.direct(place, &fd, peer);
+        match result {
+            Ok(Decision::Tap(key)) => {
+                let socket = self.host.accepted(fd, peer);
+                let arrival = tcp::Arrival {
+                    key,
+                    rule: Some(place.rule),
+                    socket,
+                };
+                self.tcp.accept(&mut self.host, now, arrival);
+                Ok(())
+            }
+            Ok(Decision::Splice { way, to, source }) => {
+                let arrival = splice::Arrival {
+                    socket: fd,
+                    way,
+                    to,
+                    source,
+                    rule: Some(place.rule),
+                    peer,
+                };
+                self.splice.accept(&mut self.host, now, arrival);
+                Ok(())
+            }
+            Err(why) => {
+                reset(&fd);
+                Err(why)
+            }
+        }
+    }
+
+    fn direct(&self, place: Place, fd: &OwnedFd, peer: Endpoint) -> Result<Decision, Drop> {
+        let (notice, forward) = self.host.ports.forward(place).ok_or(Drop::NoFlow)?;
+        let config = &self.host.config;
+        let local =
+            || stream::local_addr(fd).map_or(Err(Drop::SocketError), |a| Ok(Endpoint::from(a).ip));
+        match notice.table {
+            Table::Splice => Ok(Decision::Splice {
+                way: Way::Out,
+                to: translate::splice_out(forward, local()?),
+                source: None,
+            }),
+            Table::Host => {
+                // Only the bypass asks which of the host's addresses was meant.
+                let local = if peer.ip.is_loopback() {
+                    local()?
+                } else {
+                    peer.ip
+                };
+                match translate::inbound(config, &self.host.seen, forward, peer, local)? {
+                    Inbound::Tap(key) => Ok(Decision::Tap(key)),
+                    Inbound::Splice { to, source } => Ok(Decision::Splice {
+                        way: Way::In,
+                        to,
+                        source,
+                    }),
+                }
+            }
+        }
+    }
+}
+
+impl Host {
+    /// An accepted connection's socket.
+    fn accepted(&self, fd: OwnedFd, peer: Endpoint) -> Socket {
+        Socket::new(fd, self.peek_offsets.of(peer.ip), false)
+    }
+}
+
+/// A descriptor to have one when there are none.
+pub(super) fn spare() -> Option<OwnedFd> {
+    stream::socket(std::net::Ipv4Addr::UNSPECIFIED.into()).ok()
+}

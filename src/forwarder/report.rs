@@ -1,0 +1,285 @@
+//! The forwarder's part of a report: the guest, counters, live flows, what each rule has carried.
+//!
+//! The monitor passes the connection of whoever asked. Records are written a few at a time, in rounds of the event
+//! loop, so a report of 100,000 flows delays no packet; a reader that is slow makes the report slow. Flows come and go
+//! meanwhile: each is shown as it is when its turn comes. One report at a time; who asks during one is
+//! turned away by the end of the stream.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{MsgFlags, send};
+
+use super::token::Token;
+use super::worker::Worker;
+use crate::clock::Instant;
+use crate::config::rules::RuleId;
+use crate::control::report::{
+    Drops, Flow, Frames, Guest, Kind, RECORD, Record, RuleTraffic, Text, Way,
+};
+use crate::flow::id::FlowId;
+use crate::flow::traffic::{FlowView, Traffic};
+use crate::stats::Drop;
+
+/// Records in one turn.
+const TURN: usize = 64;
+
+/// What is to be written next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    Guest,
+    Frames,
+    Drops(usize),
+    Tcp(FlowId),
+    Splice(FlowId),
+    Udp(FlowId),
+    /// What the guest opened, for which there is no rule.
+    Outbound,
+    /// By place in the table of rules.
+    Rule(usize),
+    End,
+    Done,
+}
+
+/// Live flows of a rule, as they were shown.
+#[derive(Clone, Copy, Default, Debug)]
+struct Live {
+    flows: u32,
+    traffic: Traffic,
+}
+
+impl Live {
+    fn add(&mut self, traffic: &Traffic) {
+        self.flows = self.flows.saturating_add(1);
+        self.traffic.add(traffic);
+    }
+}
+
+/// A report under way. The memory stays from one to the next.
+#[derive(Debug)]
+pub(super) struct Report {
+    to: Option<OwnedFd>,
+    next: Next,
+    /// The record being written, and how much of it has been.
+    record: [u8; RECORD],
+    written: usize,
+    live: Vec<(RuleId, Live)>,
+    outbound: Live,
+}
+
+impl Report {
+    /// None under way; room for `rules` of them.
+    pub(super) fn new(rules: usize) -> Self {
+        Self {
+            to: None,
+            next: Next::Done,
+            record: [0; RECORD],
+            written: RECORD,
+            live: Vec::with_capacity(rules),
+            outbound: Live::default(),
+        }
+    }
+
+    fn count(&mut self, view: &FlowView) {
+        match view.rule {
+            None => self.outbound.add(&view.traffic),
+            Some(rule) => {
+                if let Ok(at) = self.live.binary_search_by_key(&rule, |(id, _)| *id) {
+                    if let Some((_, live)) = self.live.get_mut(at) {
+                        live.add(&view.traffic);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Write what is left of the current record. `false`: the reader has no room, or is gone.
+    fn push(&mut self) -> bool {
+        let Some(to) = &self.to else {
+            return false;
+        };
+        while let Some(rest) = self.record.get(self.written..).filter(|r| !r.is_empty()) {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(std::os::fd::AsRawFd::as_raw_fd(to), rest, flags) {
+                Ok(n) => self.written = self.written.saturating_add(n),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return false,
+                Err(_) => {
+                    self.to = None;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+fn way(view: &FlowView, tap: bool) -> Way {
+    match (tap, view.inbound) {
+        (true, true) => Way::TapIn,
+        (true, false) => Way::TapOut,
+        (false, true) => Way::SpliceIn,
+        (false, false) => Way::SpliceOut,
+    }
+}
+
+fn flow(view: &FlowView, kind: Kind, way: Way) -> Record {
+    Record::Flow(Flow {
+        kind,
+        way,
+        rule: view.rule,
+        inside: view.key.guest,
+        outside: view.key.remote,
+        traffic: view.traffic,
+        idle_s: u32::try_from(view.idle.as_secs()).unwrap_or(u32::MAX),
+    })
+}
+
+const fn following(id: FlowId) -> FlowId {
+    FlowId(id.0.saturating_add(1))
+}
+
+impl Worker {
+    /// Somebody wants a report, written to this stream socket.
+    pub(super) fn begin_report(&mut self, now: Instant, to: OwnedFd) {
+        if self.report.to.is_some() {
+            return;
+        }
+        let what = EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        if self.host.watch(&to, what, Token::Report).is_err() {
+            return;
+        }
+        let report = &mut self.report;
+        report.to = Some(to);
+        report.next = Next::Guest;
+        report.written = RECORD;
+        report.live.clear();
+        report.outbound = Live::default();
+        let ids = self.host.ports.rules().iter().map(|r| r.notice.rule);
+        report.live.extend(ids.map(|id| (id, Live::default())));
+        self.on_report(now);
+    }
+
+    /// The reader has room, or it is the report's turn again.
+    pub(super) fn on_report(&mut self, now: Instant) {
+        for _ in 0..TURN {
+            if !self.report.push() {
+                self.reporting = false;
+                return;
+            }
+            if self.report.next == Next::Done {
+                self.report.to = None;
+                self.reporting = false;
+                return;
+            }
+            if let Some(record) = self.next_record(now) {
+                // A record always fits (its module's tests): nothing is lost by not looking.
+                let _ = record.encode(&mut self.report.record);
+                self.report.written = 0;
+            }
+        }
+        self.reporting = true;
+    }
+
+    /// The next record, if this step has one.
+    fn next_record(&mut self, now: Instant) -> Option<Record> {
+        match self.report.next {
+            Next::Guest => {
+                self.report.next = Next::Frames;
+                let seen = self.host.seen;
+                let mac = self.host.guest_mac;
+                Some(Record::Guest(Guest {
+                    mac: mac.is_unicast().then_some(mac),
+                    v4: seen.v4,
+                    v6: seen.v6,
+                    link_local: seen.link_local,
+                }))
+            }
+            Next::Frames => {
+                self.report.next = Next::Drops(0);
+                let counters = &self.host.link.counters;
+                Some(Record::Frames(Frames {
+                    frames_in: counters.frames_in,
+                    bytes_in: counters.bytes_in,
+                    frames_out: counters.frames_out,
+                    bytes_out: counters.bytes_out,
+                }))
+            }
+            Next::Drops(n) => self.drops(n),
+            Next::Tcp(_) | Next::Splice(_) | Next::Udp(_) => self.next_flow(now),
+            Next::Outbound => {
+                self.report.next = Next::Rule(0);
+                let past = &self.host.outbound;
+                Some(total(
+                    None,
+                    past.flows,
+                    &past.traffic,
+                    &self.report.outbound,
+                ))
+            }
+            Next::Rule(n) => self.rule_total(n),
+            Next::End => {
+                self.report.next = Next::Done;
+                Some(Record::End)
+            }
+            Next::Done => None,
+        }
+    }
+
+    fn drops(&mut self, n: usize) -> Option<Record> {
+        let Some(reason) = Drop::ALL.get(n) else {
+            self.report.next = Next::Tcp(FlowId(0));
+            return None;
+        };
+        self.report.next = Next::Drops(n.saturating_add(1));
+        let count = self.host.link.counters.dropped(*reason);
+        let reason = Text::new(reason.name());
+        (count > 0).then_some(Record::Drops(Drops { reason, count }))
+    }
+
+    fn next_flow(&mut self, now: Instant) -> Option<Record> {
+        let (view, kind, tap) = match self.report.next {
+            Next::Tcp(from) => (self.tcp.flows(now, from).next(), Kind::Tcp, true),
+            Next::Splice(from) => (self.splice.flows(from, now).next(), Kind::Tcp, false),
+            Next::Udp(from) => {
+                let next = self.udp.flows(now, from).next();
+                let tap = next.as_ref().is_none_or(|(_, tap)| *tap);
+                (next.map(|(view, _)| view), Kind::Udp, tap)
+            }
+            _ => return None,
+        };
+        self.report.next = match (self.report.next, &view) {
+            (Next::Tcp(_), Some(view)) => Next::Tcp(following(view.id)),
+            (Next::Tcp(_), None) => Next::Splice(FlowId(0)),
+            (Next::Splice(_), Some(view)) => Next::Splice(following(view.id)),
+            (Next::Splice(_), None) => Next::Udp(FlowId(0)),
+            (_, Some(view)) => Next::Udp(following(view.id)),
+            (_, None) => Next::Outbound,
+        };
+        let view = view?;
+        self.report.count(&view);
+        Some(flow(&view, kind, way(&view, tap)))
+    }
+
+    fn rule_total(&mut self, n: usize) -> Option<Record> {
+        let Some((id, live)) = self.report.live.get(n).copied() else {
+            self.report.next = Next::End;
+            return None;
+        };
+        self.report.next = Next::Rule(n.saturating_add(1));
+        let past = self.host.ports.past(id)?;
+        Some(total(Some(id), past.flows, &past.traffic, &live))
+    }
+}
+
+fn total(rule: Option<RuleId>, past: u64, traffic: &Traffic, live: &Live) -> Record {
+    let mut sum = *traffic;
+    sum.add(&live.traffic);
+    Record::RuleTraffic(RuleTraffic {
+        rule,
+        live: live.flows,
+        flows: past.saturating_add(u64::from(live.flows)),
+        traffic: sum,
+    })
+}
