@@ -48,8 +48,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "forwarder",
         &[
-            "addr", "clock", "config", "flow", "icmp", "ipc", "log", "pcap", "sandbox", "services",
-            "stats", "sys", "tap", "tcp", "udp", "wire",
+            "addr", "clock", "config", "control", "flow", "icmp", "ipc", "log", "pcap", "sandbox",
+            "services", "stats", "sys", "tap", "tcp", "udp", "wire",
         ],
     ),
     (
