@@ -42,6 +42,7 @@ pub mod log;
 pub mod monitor;
 pub mod netlink;
 pub mod pcap;
+pub mod pesto;
 pub mod program;
 pub mod sandbox;
 pub mod services;

@@ -1,6 +1,6 @@
 //! The whole program, from argv to the exit status: what each of the thin binaries calls.
 //!
-//! Which program it is, passt or pasta, is decided by the name it was started under and by nothing else. Errors
+//! Which program it is, passt or pasta (`pesto` has an entry of its own), is decided by the name it was started under and by nothing else. Errors
 //! end here: one line on standard error with everything that led to them, exit status 1.
 
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::{self, Invocation};
-use crate::launcher;
+use crate::{launcher, pesto as client};
 
 /// Print to standard output; a reader that has gone away is not worth an error message.
 fn print(text: &str) -> ExitCode {
@@ -41,6 +41,18 @@ pub fn main() -> ExitCode {
             launcher::run(*options).unwrap_or_else(|e| fail(&launcher::chain(&e)))
         }
         Err(e) => fail(&e.message),
+    }
+}
+
+/// `pesto`, from argv to the exit status.
+#[must_use]
+pub fn pesto() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    match client::run(&argv, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has had enough of it.
+        Err(client::PestoError::Output(_)) => ExitCode::FAILURE,
+        Err(e) => fail(&e.to_string()),
     }
 }
 

@@ -68,7 +68,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tap",
         ],
     ),
-    ("program", &["cli", "launcher"]),
+    (
+        "pesto",
+        &["addr", "cli", "config", "control", "flow", "sandbox", "sys"],
+    ),
+    ("program", &["cli", "launcher", "pesto"]),
 ];
 
 /// `unsafe` blocks, functions and impls outside tests. A change here is reviewed like a change of policy.

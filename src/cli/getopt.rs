@@ -15,7 +15,7 @@ use super::CliError;
 
 /// One option, as the pass needs it.
 #[derive(Clone, Debug)]
-pub(super) struct Definition {
+pub(crate) struct Definition {
     /// Canonical long name, without dashes.
     pub long: String,
     /// Other long names.
@@ -28,7 +28,7 @@ pub(super) struct Definition {
 
 /// A word that ends parsing where it stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Immediate {
+pub(crate) enum Immediate {
     Help,
     Version,
     PrintCapabilities,
@@ -36,7 +36,7 @@ pub(super) enum Immediate {
 
 /// What the pass makes of a command line.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Scanned {
+pub(crate) enum Scanned {
     /// Stop and do that.
     Immediate(Immediate),
     /// Canonical options, then the words after them.
@@ -47,7 +47,7 @@ pub(super) enum Scanned {
 }
 
 /// Scan `args` (without `argv[0]`); `program` begins every message.
-pub(super) fn scan(
+pub(crate) fn scan(
     program: &str,
     definitions: &[Definition],
     args: &[OsString],

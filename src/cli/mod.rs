@@ -11,7 +11,7 @@
 mod args;
 mod available;
 mod build;
-mod getopt;
+pub(crate) mod getopt;
 mod values;
 
 use std::ffi::{OsStr, OsString};

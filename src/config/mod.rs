@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::Mac;
 
 pub use notice::Notice;
-pub use resolve::{ConfigError, Environment, Resolved, resolve};
+pub use resolve::{ConfigError, Environment, Resolved, ephemeral_ports, resolve};
 pub use summary::summary;
 
 /// The default MTU of the tap, the largest an IPv4 tap interface takes in multiples the peers use.

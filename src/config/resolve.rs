@@ -52,6 +52,17 @@ pub struct Environment {
     pub ephemeral: (u16, u16),
 }
 
+/// First and last ephemeral port of this network namespace; the kernel's default if they cannot be read.
+#[must_use]
+pub fn ephemeral_ports() -> (u16, u16) {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = range.split_ascii_whitespace().map_while(|w| w.parse().ok());
+    match (bounds.next(), bounds.next()) {
+        (Some(first), Some(last)) if first <= last => (first, last),
+        _ => DEFAULT_EPHEMERAL,
+    }
+}
+
 impl Environment {
     /// Ask the system. What cannot be read has its default: no resolvers, no name, the kernel's port range.
     #[must_use]
@@ -61,18 +72,12 @@ impl Environment {
             // A file that breaks off while being read is as good as its beginning.
             let _ = file.take(MAX_RESOLV_CONF).read_to_end(&mut contents);
         }
-        let range =
-            fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-        let mut bounds = range.split_ascii_whitespace().map_while(|w| w.parse().ok());
         Self {
             resolv: ResolvConf::parse(&contents),
             hostname: nix::unistd::gethostname()
                 .map(|n| n.to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            ephemeral: match (bounds.next(), bounds.next()) {
-                (Some(first), Some(last)) if first <= last => (first, last),
-                _ => DEFAULT_EPHEMERAL,
-            },
+            ephemeral: ephemeral_ports(),
         }
     }
 }

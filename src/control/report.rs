@@ -81,7 +81,7 @@ impl Part {
 }
 
 /// Which way a flow was opened, and over what.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Way {
     /// By the guest, over the tap.
     TapOut,
@@ -107,7 +107,7 @@ impl Way {
 }
 
 /// What a flow speaks.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Kind {
     /// TCP.
     Tcp,

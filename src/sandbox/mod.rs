@@ -97,6 +97,14 @@ impl Achieved {
         self.0 & other.0 == other.0
     }
 
+    /// The names of what was achieved.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES
+            .into_iter()
+            .filter(move |(bit, _)| self.contains(*bit))
+            .map(|(_, name)| name)
+    }
+
     fn add(&mut self, other: Self) {
         self.0 |= other.0;
     }

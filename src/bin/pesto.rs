@@ -1,0 +1,5 @@
+//! `pesto`: shows and changes what a running instance forwards.
+
+fn main() -> std::process::ExitCode {
+    passt::program::pesto()
+}
