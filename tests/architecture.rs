@@ -43,7 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Processes. The monitor knows nothing of packets.
     (
         "monitor",
-        &["clock", "config", "ipc", "log", "sandbox", "sys"],
+        &["clock", "config", "control", "ipc", "log", "sandbox", "sys"],
     ),
     (
         "forwarder",
@@ -87,6 +87,7 @@ const UNSAFE_BUDGET: &[(&str, usize)] = &[
     ("sys/sigsys.rs", 4),
     ("sys/stream.rs", 20),
     ("sys/tun.rs", 5),
+    ("sys/unix.rs", 1),
 ];
 
 /// Lines of a file, its tests not counted.

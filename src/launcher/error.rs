@@ -27,6 +27,17 @@ pub enum LaunchError {
         /// The kernel's.
         reason: Reason,
     },
+    /// `-c`.
+    #[error("Couldn't listen at control socket {}: {reason}", path.display())]
+    ControlSocket {
+        /// As given.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// `-c`, and somebody or something is there.
+    #[error("Socket path {} already in use", .0.display())]
+    SocketInUse(PathBuf),
     /// `-l`.
     #[error("Couldn't open log file {}: {reason}", path.display())]
     LogFile {

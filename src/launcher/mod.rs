@@ -15,6 +15,7 @@ pub mod tap;
 mod agent;
 mod background;
 mod command;
+mod control;
 mod error;
 mod files;
 mod identity;
@@ -32,12 +33,13 @@ use crate::cli::{Options, Target};
 use crate::config::{Environment, Resolved, Verbosity, summary};
 use crate::ipc::{FromAgent, IpcError, Supply, TapReport};
 use crate::log::{Sinks, Syslog};
-use crate::monitor::{self, Monitor, Signals, Style, Waiting, Watch};
+use crate::monitor::{self, Control, Monitor, Signals, Style, Waiting, Watch};
 use crate::sandbox::{self, Needs, Role};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
 use crate::sys::process::{self, Child};
 
+use control::ControlSocket;
 use error::cannot;
 pub use error::{LaunchError, chain};
 use files::PidFile;
@@ -83,7 +85,7 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
             .map(|file| (file, format!("{}\n", std::process::id()))),
         parent: caller,
     };
-    let result = start(options, style, waiting);
+    let result = start_with_socket(options, style, waiting);
     if let Some(file) = &pid_file {
         file.remove();
     }
@@ -94,10 +96,25 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
     }
 }
 
+fn start_with_socket(
+    options: Options,
+    style: Style,
+    waiting: Waiting,
+) -> Result<std::convert::Infallible, LaunchError> {
+    let Some(path) = &options.conf_path else {
+        return start(options, style, waiting, None);
+    };
+    let (socket, listener) = ControlSocket::create(path)?;
+    let result = start(options, style, waiting, Some(listener));
+    socket.remove();
+    result
+}
+
 fn start(
     options: Options,
     style: Style,
     waiting: Waiting,
+    control: Option<OwnedFd>,
 ) -> Result<std::convert::Infallible, LaunchError> {
     let identity = identity::choose(options.runas.as_ref())?;
     let pcap = open_files(&options, style)?;
@@ -155,6 +172,7 @@ fn start(
             leash,
             watch: target.watch,
             waiting,
+            control,
             low_ports,
         },
         style,
@@ -291,6 +309,7 @@ struct Parts {
     leash: Option<File>,
     watch: Watch,
     waiting: Waiting,
+    control: Option<OwnedFd>,
     low_ports: bool,
 }
 
@@ -316,6 +335,9 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         leash: parts.leash,
         watch: parts.watch,
         waiting: Some(parts.waiting),
+        control: parts
+            .control
+            .map(|listener| Control::new(listener, Ids::current().uid.as_raw())),
         style,
     };
     process::forget_text();

@@ -21,6 +21,7 @@
     )
 )]
 
+mod control;
 mod helper;
 mod ns_agent;
 mod pool;
@@ -43,6 +44,7 @@ use crate::sandbox::{Achieved, Confined};
 use crate::sys::process::{Child, Ended, exit_now};
 use crate::sys::reason::Reason;
 
+pub use control::{Control, Instance};
 pub use helper::Helper;
 pub use ns_agent::NsAgent;
 pub use signals::{Signals, Style};
@@ -79,6 +81,8 @@ pub struct Monitor {
     pub watch: Watch,
     /// Until ready.
     pub waiting: Option<Waiting>,
+    /// `-c`.
+    pub control: Option<Control>,
     /// How signals and the terminal are treated.
     pub style: Style,
 }

@@ -19,3 +19,4 @@ pub mod scm;
 pub mod sigsys;
 pub mod stream;
 pub mod tun;
+pub mod unix;
