@@ -4,6 +4,7 @@
 //! Pipes are lent for as long as something is in them; a few wait in stock, more are made when many receivers are
 //! slow at once, up to a share of the descriptors: connections matter more than the speed of those that stall.
 
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -20,7 +21,7 @@ use crate::flow::traffic::Traffic;
 use crate::ipc::SocketKind;
 use crate::stats::Drop;
 use crate::sys::pipe::Pipe;
-use crate::sys::stream;
+use crate::sys::stream::{self, uninterrupted};
 use crate::tcp::io::ConnectError as Start;
 use crate::tcp::splice::{ConnectError, Connecting, End, Io, SocketError, Way};
 
@@ -120,7 +121,7 @@ impl Host {
 }
 
 /// Why there is no connection.
-fn refusal(e: &std::io::Error) -> ConnectError {
+fn refusal(e: &io::Error) -> ConnectError {
     match start_error(e) {
         Start::NoDescriptor => ConnectError::NoDescriptor,
         Start::Failed(e) => ConnectError::Failed(e),
@@ -172,11 +173,11 @@ impl Io for Host {
     }
 
     fn read(&mut self, socket: &OwnedFd, buf: &mut [u8]) -> Result<usize, SocketError> {
-        uninterrupted(|| stream::receive(socket, buf))
+        uninterrupted(|| stream::receive(socket, buf)).map_err(|e| classify(&e))
     }
 
     fn peek(&mut self, socket: &OwnedFd, buf: &mut [u8]) -> Result<usize, SocketError> {
-        uninterrupted(|| stream::peek(socket, buf))
+        uninterrupted(|| stream::peek(socket, buf)).map_err(|e| classify(&e))
     }
 
     fn discard(&mut self, socket: &OwnedFd, n: usize) {
@@ -191,7 +192,8 @@ impl Io for Host {
     }
 
     fn write(&mut self, socket: &OwnedFd, data: &[u8]) -> Result<usize, SocketError> {
-        uninterrupted(|| stream::send(socket, &[std::io::IoSlice::new(data)], false))
+        uninterrupted(|| stream::send(socket, &[IoSlice::new(data)], false))
+            .map_err(|e| classify(&e))
     }
 
     fn pipe(&mut self) -> Option<Pipe> {
@@ -260,16 +262,6 @@ impl Io for Host {
 
     fn drop(&mut self, why: Drop) {
         self.link.counters.drop(why);
-    }
-}
-
-/// Repeat what a signal has interrupted: no edge would.
-fn uninterrupted(mut call: impl FnMut() -> std::io::Result<usize>) -> Result<usize, SocketError> {
-    loop {
-        match call() {
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            other => return other.map_err(|e| classify(&e)),
-        }
     }
 }
 

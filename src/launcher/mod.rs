@@ -286,7 +286,9 @@ fn translator_plan(
     }
     let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read limits"))?;
     let source_address = config.v4.as_ref().is_some_and(|v4| v4.outbound.is_some())
-        || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some());
+        || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some())
+        // Who comes from 127.0.0.2 is seen as 127.0.0.2.
+        || config.splice.inbound && (config.splice.to_loopback || config.splice.only);
     Ok(translator::Plan {
         tap: tap.map(|(report, tap)| (tap, agent::decode_offloads(report.offloads))),
         agent,

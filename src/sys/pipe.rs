@@ -11,9 +11,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::{pipe2, write};
+
+use super::stream::uninterrupted;
 
 /// Moving pages, not waiting.
 const FLAGS: SpliceFFlags = SpliceFFlags::SPLICE_F_MOVE.union(SpliceFFlags::SPLICE_F_NONBLOCK);
@@ -24,16 +25,6 @@ pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     size: usize,
-}
-
-/// Repeat what a signal has interrupted: nothing was moved yet.
-fn uninterrupted(mut call: impl FnMut() -> nix::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            other => return other.map_err(io::Error::from),
-        }
-    }
 }
 
 impl Pipe {
@@ -65,7 +56,7 @@ impl Pipe {
     /// As splice(2) and recv(2); `WouldBlock` when the socket has nothing *or* the pipe has no room for a piece.
     pub fn fill(&self, socket: impl AsFd, max: usize) -> io::Result<usize> {
         let socket = socket.as_fd();
-        uninterrupted(|| splice(socket, None, &self.write, None, max, FLAGS))
+        uninterrupted(|| Ok(splice(socket, None, &self.write, None, max, FLAGS)?))
     }
 
     /// Move up to `max` bytes from the pipe into a socket. Ask for no more than there are: the kernel would hold
@@ -76,7 +67,7 @@ impl Pipe {
     /// EPIPE and has to be ignored by the process.
     pub fn drain(&self, socket: impl AsFd, max: usize) -> io::Result<usize> {
         let socket = socket.as_fd();
-        uninterrupted(|| splice(&self.read, None, socket, None, max, FLAGS))
+        uninterrupted(|| Ok(splice(&self.read, None, socket, None, max, FLAGS)?))
     }
 
     /// Copy `data` into the pipe.
@@ -84,7 +75,7 @@ impl Pipe {
     /// # Errors
     /// As write(2); `WouldBlock` when it is full. Up to [`Pipe::size`] bytes fit at once when it is empty.
     pub fn put(&self, data: &[u8]) -> io::Result<usize> {
-        uninterrupted(|| write(&self.write, data))
+        uninterrupted(|| Ok(write(&self.write, data)?))
     }
 }
 

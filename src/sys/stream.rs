@@ -336,6 +336,19 @@ pub fn send(fd: impl AsFd, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize
     check(unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const msg, flags) })
 }
 
+/// Make a call again for as long as signals interrupt it before it does anything (EINTR).
+///
+/// # Errors
+/// All but that.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// Receive what is there, as far as it fits. `Ok(0)`: the peer has sent FIN and all was received.
 ///
 /// # Errors
@@ -565,6 +578,16 @@ mod tests {
         wait(&s, PollFlags::POLLIN);
         assert_eq!(receive(&s, &mut buf).unwrap(), 3);
         assert_eq!(receive(&s, &mut buf).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_a_signal_interrupted_is_done_again() {
+        let mut answers = [libc::EINTR, libc::EINTR, libc::EAGAIN].into_iter();
+        let e = uninterrupted(|| -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(answers.next().unwrap()))
+        });
+        assert_eq!(e.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(answers.next(), None);
     }
 
     #[test]
