@@ -547,6 +547,14 @@ mod tests {
         });
     }
 
+    /// An accepted connection begins to count with its first byte: the engine asks late and relies on it.
+    #[test]
+    fn nothing_counts_as_acknowledged_on_an_accepted_connection() {
+        each(|b| {
+            assert_eq!(stream::info(&b.peer).unwrap().bytes_acked, 0);
+        });
+    }
+
     /// The end of the stream is seen behind data that the guest has not acknowledged yet.
     #[test]
     fn the_end_shows_while_data_still_waits() {

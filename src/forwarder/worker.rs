@@ -25,6 +25,7 @@ use super::udp_io;
 use crate::addr::{Endpoint, Mac};
 use crate::clock::Instant;
 use crate::config::{Config, DEFAULT_MTU};
+use crate::flow;
 use crate::flow::fragments::{Fragment, Key, Outcome, Reassembler};
 use crate::flow::translate::Seen;
 use crate::icmp;
@@ -39,6 +40,7 @@ use crate::tcp;
 use crate::tcp::splice;
 use crate::udp;
 use crate::wire::dissect::{self, Body, IpPacket, Packet, Upper};
+use crate::wire::quote::{self, Undelivered};
 use crate::wire::{icmpv4, icmpv6};
 
 /// Datagrams being put together at any time.
@@ -47,6 +49,8 @@ const REASSEMBLIES: usize = 64;
 const MAX_FLOWS: usize = 1 << 17;
 /// Most echo conversations.
 const MAX_PINGS: usize = 1 << 12;
+/// Most ICMP errors about TCP taken from one batch.
+const MAX_UNDELIVERED: usize = 16;
 /// Ports of DHCP and DHCPv6 servers: the only UDP the services look at.
 const SERVICE_PORTS: [u16; 2] = [67, 547];
 
@@ -82,6 +86,8 @@ pub struct Worker {
 struct Sorted<'a> {
     tcp: ArrayVec<tcp::Segment<'a>, MAX_FRAMES>,
     udp: ArrayVec<udp::io::Datagram<'a>, MAX_FRAMES>,
+    /// Segments of ours that the guest says cannot be delivered.
+    undelivered: ArrayVec<Undelivered, MAX_UNDELIVERED>,
 }
 
 impl Worker {
@@ -325,6 +331,9 @@ impl<'a> Sorted<'a> {
     ) -> Result<(), Drop> {
         let on = host.config.services;
         let Whole { ip, data, gso_size } = whole;
+        if let Some(segment) = quote::undelivered(&ip.upper).filter(|_| on.tcp) {
+            return (self.undelivered.try_push(segment)).map_err(|_| Drop::QueueFull);
+        }
         match ip.upper {
             Upper::Tcp { repr, payload } if on.tcp => {
                 let segment = tcp::Segment {
@@ -390,6 +399,10 @@ impl<'a> Sorted<'a> {
     ) {
         if !self.tcp.is_empty() {
             tcp.from_guest(host, now, &self.tcp);
+        }
+        for segment in &self.undelivered {
+            let key = flow::id::Key::new(segment.dst, segment.src);
+            tcp.on_unreachable(host, now, &key, segment.seq);
         }
         if !self.udp.is_empty() {
             udp.from_guest(host, now, &self.udp);

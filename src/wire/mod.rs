@@ -43,6 +43,7 @@ pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
+pub mod quote;
 pub mod tcp;
 pub mod udp;
 pub mod virtio_net;
