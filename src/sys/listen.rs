@@ -5,8 +5,8 @@
 //! interface comes before bind(2), as a link-local address is refused without one.
 //!
 //! A dual-stack socket is an IPv6 one that takes IPv4 too: peers and destinations of IPv4 come as
-//! `::ffff:a.b.c.d`. IPv4's traffic class and errors then need the options of *both* levels, while the
-//! destination comes as IPV6_PKTINFO for both families, and only as that.
+//! `::ffff:a.b.c.d`. IPv4's traffic class and errors then need the options of *both* levels; the destination comes
+//! as IPV6_PKTINFO for both families, and for IPv4 as IP_PKTINFO as well, which alone tells a broadcast.
 //!
 //! What a process must be allowed for this, in calls and their arguments (levels and names as in the headers):
 //!
@@ -121,9 +121,11 @@ pub fn udp(listen: &Listen<'_>) -> io::Result<OwnedFd> {
             set_int(&fd, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
             let _ = set_int(&fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
         }
-        if family == Family::V4 {
+        // With both families, too: what IPv6 says of an IPv4 datagram does not tell broadcasts.
+        if family != Family::V6 {
             set_int(&fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-        } else {
+        }
+        if family != Family::V4 {
             set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
             let _ = set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
             set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;

@@ -208,7 +208,7 @@ impl<S> State<S> {
         };
         let found = self.find(&key);
         if let Some((id, flow)) = found.and_then(|id| Some((id, self.flows.get_mut(id)?))) {
-            if flow.peer.end != arrival.peer.end {
+            if flow.peer != arrival.peer {
                 return Err(Drop::NoFlow);
             }
             if flow.listener == arrival.listener {

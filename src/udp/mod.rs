@@ -26,9 +26,10 @@
 //! leaves in one send with UDP_SEGMENT. Towards the guest, what one receive returned goes out as super-frames.
 //!
 //! Invariants: a flow belongs to a live socket, a live listener, or one of each; a socket without flows is closed, a
-//! listener is not; nothing is allocated after construction; a datagram that is not carried is counted, and
-//! where the guest's kernel should know why, reported. What must never happen: a datagram given to the guest under a source address the guest
-//! did not send to (except answers to groups), or a busy loop on an error that nobody clears.
+//! listener is not; nothing is allocated after construction; a datagram that is not carried is counted, and where
+//! the guest's kernel should know why, reported. What must never happen: a datagram given to the guest under a
+//! source address the guest did not send to (except answers to groups, and what a rule lets in), or a busy loop
+//! on an error that nobody clears.
 #![cfg_attr(
     not(test),
     deny(
