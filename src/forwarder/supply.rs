@@ -108,6 +108,7 @@ impl Worker {
             Supply::Sockets { kind, .. } => {
                 self.host.pool.refill(kind, fds.drain(..));
                 self.splice.supplied(&mut self.host);
+                self.udp.supplied(&mut self.host);
             }
             Supply::Complete => {}
         }

@@ -335,6 +335,21 @@ impl Io for Host {
         pass_on(socket, &socket.options(how), &parts, cut).map_err(|e| fault(&e))
     }
 
+    fn payload(&mut self, number: usize) -> &[u8] {
+        let Buffers {
+            frames,
+            lengths,
+            skip,
+            ..
+        } = &mut self.datagrams;
+        let len = lengths.get(number).copied().unwrap_or(0);
+        let frame = frames.get_mut(number).map(FrameBuf::space);
+        let frame = frame.unwrap_or_default();
+        frame
+            .get(*skip..skip.saturating_add(len))
+            .unwrap_or_default()
+    }
+
     fn namespace_socket(&mut self, id: FlowId, ipv6: bool) -> Option<Socket> {
         let kind = if ipv6 {
             SocketKind::Udp6

@@ -411,10 +411,15 @@ impl Io for World {
         Ok(())
     }
 
+    fn payload(&mut self, number: usize) -> &[u8] {
+        &self.arrived[number]
+    }
+
     fn namespace_socket(&mut self, id: FlowId, _: bool) -> Option<Handle> {
         self.pool = self.pool.checked_sub(1)?;
         let (handle, _) = self.open(id, &Open::default()).ok()?;
-        self.socks.get_mut(&handle.0)?.inside = true;
+        let sock = self.socks.get_mut(&handle.0)?;
+        (sock.inside, sock.target) = (true, true);
         Some(handle)
     }
 

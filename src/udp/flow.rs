@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use super::Timeouts;
 use super::io::{Io, Peer};
 use super::listener::Listener;
+use super::waiting::Waiting;
 use crate::addr::Endpoint;
 use crate::clock::Instant;
 use crate::config::rules::{RuleId, Table as RuleTable};
@@ -18,6 +19,7 @@ use crate::flow::id::{FlowId, Key};
 use crate::flow::table::Table;
 use crate::flow::timers::Wheel;
 use crate::flow::traffic::Traffic;
+use crate::stats::Drop;
 
 /// The end of a list.
 pub(super) const NONE: FlowId = FlowId(u32::MAX);
@@ -128,7 +130,7 @@ impl Flow {
 /// A socket of the host, for one end point of the guest; or the far end of a flow that goes round the tap.
 #[derive(Debug)]
 pub(super) struct Socket<S> {
-    /// `None` only while it is being opened.
+    /// `None` only while it is being opened; round the tap also while there is none in stock.
     pub io: Option<S>,
     /// The one flow of a connected socket; `None`: not connected. Round the tap all sockets are.
     pub connected: Option<FlowId>,
@@ -202,6 +204,7 @@ pub(super) struct State<S> {
     /// By flow.
     pub timers: Wheel,
     pub timeouts: Timeouts,
+    pub waiting: Waiting,
     /// How many flows came by listeners.
     pub inbound: usize,
     /// How many listeners there ever were.
@@ -220,6 +223,7 @@ impl<S> State<S> {
             listeners: Table::with_capacity(sockets, seed),
             timers: Wheel::with_capacity(flows),
             timeouts,
+            waiting: Waiting::new(),
             inbound: 0,
             posted: 0,
             cursor: FlowId(0),
@@ -410,8 +414,13 @@ impl<S> State<S> {
             io.finished(flow.rule, &flow.traffic);
             next = flow.next;
         }
-        if let Some(inner) = socket.io {
-            io.close(inner);
+        match socket.io {
+            Some(inner) => io.close(inner),
+            None => {
+                for _ in 0..self.waiting.forget(id) {
+                    io.drop(Drop::NoDescriptor);
+                }
+            }
         }
         // One that goes round the tap is in the list of its listener.
         if let Some(flow) = socket.connected.filter(|_| socket.flows == NONE) {
@@ -436,7 +445,7 @@ impl<S> State<S> {
         let (mut at, mut previous, mut time) = (self.oldest, NONE, Instant(0));
         while let Some(socket) = self.sockets.get(at) {
             assert_eq!(socket.older, previous);
-            assert!(socket.used >= time && socket.io.is_some());
+            assert!(socket.used >= time && (socket.io.is_some() || socket.target.is_some()));
             assert!(socket.flows != NONE || socket.target.is_some());
             (previous, time, seen) = (at, socket.used, seen + 1);
             let (mut flow_at, mut before, mut groups, mut count) = (socket.flows, NONE, 0, 0);
@@ -474,7 +483,8 @@ impl<S> State<S> {
         assert_eq!(listed.count(), by_listener);
         assert_eq!(self.inbound, by_listener);
         for (id, name, flow) in self.flows.iter() {
-            assert!(self.inner(flow.carrier()).is_some());
+            let opened = self.inner(flow.carrier()).is_some();
+            assert!(opened || name.is_splice());
             assert_eq!(
                 name.is_splice(),
                 flow.socket != NONE && flow.listener != NONE

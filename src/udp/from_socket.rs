@@ -145,7 +145,7 @@ impl<S> State<S> {
                     known = Some((message, route));
                     let run = Run::new(message, behind);
                     count = run.messages;
-                    self.carry(io, first, message, &run, &route);
+                    self.carry(io, now, (first, message), &run, &route);
                 }
             }
             first = first.saturating_add(count);
@@ -156,8 +156,8 @@ impl<S> State<S> {
     fn carry<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
-        first: usize,
-        message: &Received,
+        now: Instant,
+        (first, message): (usize, &Received),
         run: &Run,
         route: &Route,
     ) {
@@ -189,7 +189,7 @@ impl<S> State<S> {
                     datagrams: run.datagrams,
                 };
                 let Some(inner) = self.inner(to) else {
-                    return;
+                    return self.keep(io, now, (first, message), run, to);
                 };
                 let mut result = io.relay(first, run.messages, inner, &how, cut);
                 if matches!(result, Err(Fault::Errno(_))) {
@@ -202,6 +202,29 @@ impl<S> State<S> {
                     // What became of the flow, its socket's error queue says.
                     Err(Fault::TooBig | Fault::Errno(_)) => io.drop(Drop::SocketError),
                 }
+            }
+        }
+    }
+
+    /// Put messages by until their socket is there.
+    fn keep<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        now: Instant,
+        (first, message): (usize, &Received),
+        run: &Run,
+        to: Carrier,
+    ) {
+        let Carrier::Socket(id) = to else {
+            return;
+        };
+        for _ in 0..self.waiting.weed(now) {
+            io.drop(Drop::NoDescriptor);
+        }
+        for number in first..first.saturating_add(run.messages) {
+            let cut = (message.segment, message.tos);
+            if !self.waiting.keep(now, id, io.payload(number), cut) {
+                io.drop(Drop::NoDescriptor);
             }
         }
     }

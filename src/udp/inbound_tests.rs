@@ -484,18 +484,71 @@ fn nobody_listening_inside_ends_the_flow() {
 }
 
 #[test]
-fn an_empty_pool_drops_and_leaves_nothing_behind() {
+fn a_target_out_of_reach_leaves_nothing_behind() {
+    let mut bed = Bed::new();
+    let listener = bed.listen(5000, Table::Host, forward(None, 7000));
+    bed.world.unreachable = Some((ep("192.0.2.10:7000"), libc::ENETUNREACH));
+    bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"in");
+    assert_eq!(bed.world.drops, [Drop::SocketError]);
+    assert_eq!((bed.engine.len(), bed.sockets()), ((0, 0), 0));
+    // The same for what had to wait.
+    bed.world.pool = 0;
+    bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"in");
+    bed.world.pool = 1;
+    bed.engine.supplied(&mut bed.world);
+    assert_eq!(bed.world.drops, [Drop::SocketError; 2]);
+    assert_eq!((bed.engine.len(), bed.sockets()), ((0, 0), 0));
+}
+
+/// A rush of new peers: what they send first waits for sockets of the namespace, in order, and is not lost.
+#[test]
+fn a_rush_of_peers_waits_for_sockets() {
+    let mut bed = Bed::new();
+    bed.world.pool = 2;
+    let listener = bed.listen(5000, Table::Host, forward(None, 7000));
+    for round in 0..2_u8 {
+        for n in 0..20 {
+            let peer = format!("127.0.0.1:{}", 100 + n);
+            bed.knock(listener, &peer, "127.0.0.1", &[n, round]);
+        }
+    }
+    assert_eq!((bed.world.sent.len(), bed.engine.len().0), (4, 20));
+    // A super-frame, too.
+    let message = Received {
+        from: ep("127.0.0.1:105"),
+        to: Some("127.0.0.1".parse().unwrap()),
+        len: 250,
+        segment: 100,
+        ..Received::EMPTY
+    };
+    let sock = bed.world.socks.get_mut(&listener.1.0).unwrap();
+    sock.rx.push_back((message, vec![5; 250]));
+    bed.serve(listener.0);
+    for _ in 0..3 {
+        bed.world.pool = 6;
+        bed.engine.supplied(&mut bed.world);
+        bed.engine.state.check();
+    }
+    assert_eq!((bed.world.sent.len(), bed.sockets()), (43, 20));
+    let fifth = bed.world.sent.iter().filter(|s| s.payload[0] == 5);
+    let fifth: Vec<_> = fifth.map(|s| s.payload.len()).collect();
+    assert_eq!(fifth, [2, 2, 100, 100, 50]);
+    assert!(bed.world.drops.is_empty());
+}
+
+/// Sockets that never come: what waits is given up, and counted.
+#[test]
+fn nobody_waits_for_ever() {
     let mut bed = Bed::new();
     bed.world.pool = 0;
     let listener = bed.listen(5000, Table::Host, forward(None, 7000));
-    bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"in");
+    bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"1");
+    bed.wait(300);
+    bed.knock(listener, "127.0.0.1:34", "127.0.0.1", b"2");
     assert_eq!(bed.world.drops, [Drop::NoDescriptor]);
+    bed.wait(40_000);
+    assert_eq!(bed.world.drops, [Drop::NoDescriptor; 2]);
     assert_eq!(bed.engine.len(), (0, 0));
-    bed.world.pool = 1;
-    bed.world.unreachable = Some((ep("192.0.2.10:7000"), libc::ENETUNREACH));
-    bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"in");
-    assert_eq!(bed.world.drops[1], Drop::SocketError);
-    assert_eq!((bed.engine.len(), bed.sockets()), ((0, 0), 0));
 }
 
 #[test]
@@ -732,7 +785,10 @@ mod any_history {
                     let seen = IpAddr::from([192, 0, 2, 100 + self.moves]);
                     self.bed.world.seen.learn(seen);
                 }
-                Step::Pool { count } => self.bed.world.pool = count,
+                Step::Pool { count } => {
+                    self.bed.world.pool = count;
+                    self.bed.engine.supplied(&mut self.bed.world);
+                }
                 Step::Wait { ms } => self.bed.wait(ms),
             }
             self.serve();

@@ -244,8 +244,11 @@ pub trait Io {
         cut: Cut,
     ) -> Result<(), Fault>;
 
+    /// The payload of a message of the last [`Io::receive`].
+    fn payload(&mut self, number: usize) -> &[u8];
+
     /// A ready-made socket of the guest's namespace, registered under `id` as by [`Io::open`] but not bound. `None`:
-    /// none is there now, or the process is out of descriptors.
+    /// none is there now; when there are more, [`super::Engine::supplied`] is to be called.
     fn namespace_socket(&mut self, id: FlowId, ipv6: bool) -> Option<Self::Socket>;
 
     /// Bind such a socket to a source address, any port.

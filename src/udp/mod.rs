@@ -57,6 +57,7 @@ mod simulation;
 mod splice;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::time::Duration;
 

@@ -6,6 +6,8 @@
 //! from the address the peer used. A whole receive goes on in one send per run of equal sizes, out of the
 //! buffers it was received into.
 //!
+//! Sockets of the namespace come ready-made; what arrives when there is none waits for one ([`super::waiting`]).
+//!
 //! A target where nobody listens is found out by the error queue; the flow ends, and the next datagram begins afresh, as
 //! does one whose target has moved.
 //!
@@ -44,6 +46,9 @@ impl<S> State<S> {
                 .is_some_and(|s| s.target == Some(to))
             {
                 self.touch(socket, now);
+                if self.inner(Carrier::Socket(socket)).is_none() {
+                    self.inner_end(io, socket)?;
+                }
                 return Ok(outbound(id, socket, arrival.table, to));
             }
             self.remove_flow(io, id);
@@ -55,8 +60,7 @@ impl<S> State<S> {
         let mut far = Socket::new((source, false));
         far.target = Some(to);
         let socket = self.add_socket(name, far, now).ok_or(Drop::NoDescriptor)?;
-        let source = source.filter(|ip| ip.is_ipv6() == to.is_ipv6());
-        if let Err(why) = self.far_end(io, now, socket, arrival, to, source) {
+        if let Err(why) = self.far_end(io, now, socket, arrival, to) {
             self.remove_socket(io, socket);
             return Err(why);
         }
@@ -70,7 +74,7 @@ impl<S> State<S> {
         Ok(outbound(id, socket, arrival.table, to))
     }
 
-    /// Get a socket in the other network and connect it.
+    /// Get a socket in the other network and connect it. One of the namespace may come later.
     fn far_end<I: Io<Socket = S>>(
         &mut self,
         io: &mut I,
@@ -78,25 +82,40 @@ impl<S> State<S> {
         id: FlowId,
         arrival: &Arrival,
         to: Endpoint,
-        source: Option<IpAddr>,
     ) -> Result<(), Drop> {
-        let inner = match arrival.table {
-            Table::Host => {
-                let inner = io
-                    .namespace_socket(id, to.is_ipv6())
-                    .ok_or(Drop::NoDescriptor)?;
-                if let Some(source) = source {
-                    // Without it the kernel chooses; the peer is not told apart then, and no worse off.
-                    let _ = io.bind(&inner, source);
-                }
-                inner
-            }
-            Table::Splice => self.host_socket(io, now, id, arrival, to)?,
+        if arrival.table == Table::Host {
+            return self.inner_end(io, id).map(|_| ());
+        }
+        let inner = self.host_socket(io, now, id, arrival, to)?;
+        self.join(io, id, inner)
+    }
+
+    /// Get a socket of the namespace and connect it. `false`: there is none at the moment.
+    pub(super) fn inner_end<I: Io<Socket = S>>(
+        &mut self,
+        io: &mut I,
+        id: FlowId,
+    ) -> Result<bool, Drop> {
+        let socket = self.sockets.get(id).ok_or(Drop::NoFlow)?;
+        let to = socket.target.ok_or(Drop::NoFlow)?;
+        let (source, _) = socket.binding;
+        let Some(inner) = io.namespace_socket(id, to.is_ipv6()) else {
+            return Ok(false);
         };
+        if let Some(source) = source.filter(|ip| ip.is_ipv6() == to.is_ipv6()) {
+            // Without it the kernel chooses; the peer is not told apart then, and no worse off.
+            let _ = io.bind(&inner, source);
+        }
+        self.join(io, id, inner).map(|()| true)
+    }
+
+    /// Connect the socket of a far end.
+    fn join<I: Io<Socket = S>>(&mut self, io: &mut I, id: FlowId, inner: S) -> Result<(), Drop> {
         let socket = self.sockets.get_mut(id).ok_or(Drop::NoFlow)?;
+        let end = socket.target.ok_or(Drop::NoFlow)?;
         let inner = socket.io.insert(inner);
-        let peer = Peer { end: to, scope: 0 };
-        io.connect(inner, Some(peer)).map_err(|_| Drop::SocketError)
+        io.connect(inner, Some(Peer { end, scope: 0 }))
+            .map_err(|_| Drop::SocketError)
     }
 
     /// A socket of the host that sends from the address and port the peer has in the namespace, if possible.
