@@ -65,7 +65,7 @@ pub(super) struct World {
     /// Bytes of a pipe, and most bytes of one piece.
     pub size: usize,
     pub piece: usize,
-    /// Sockets of the other network.
+    /// IPv4 sockets of the namespace.
     pub supply: usize,
     pub refuse: Option<ConnectError>,
     /// Targets connect at once.
@@ -233,17 +233,19 @@ impl Io for World {
     fn connect(
         &mut self,
         id: FlowId,
-        _way: Way,
-        _to: Endpoint,
+        way: Way,
+        to: Endpoint,
         source: Option<IpAddr>,
     ) -> Result<Handle, ConnectError> {
         if let Some(e) = self.refuse {
             return Err(e);
         }
-        if self.supply == 0 {
-            return Err(ConnectError::NoSocket);
+        if way == Way::In && !to.is_ipv6() {
+            if self.supply == 0 {
+                return Err(ConnectError::NoSocket);
+            }
+            self.supply -= 1;
         }
-        self.supply -= 1;
         let handle = self.socket();
         let sock = &mut self.socks[handle.0];
         sock.registered = Some((id, End::Target));

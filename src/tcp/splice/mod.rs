@@ -10,7 +10,7 @@
 //! a partial write; half a stream ending like a whole one.
 //!
 //! Sockets of the namespace come in batches from a process in there. While there is none, accepted connections wait,
-//! in order, and are reset when that takes too long.
+//! in order, and are reset when that takes too long. Each family has its own line: a namespace may lack one.
 //!
 //! The engine makes no system call and reads no clock: events come in through its methods, and it acts through [`Io`].
 //! It allocates nothing after construction.
@@ -49,8 +49,8 @@ pub struct Engine<I: Io> {
     scratch: Box<[u8]>,
     /// Connections that have used up their turn, each once.
     backlog: VecDeque<FlowId>,
-    /// Connections without a target, in order, and when each is given up.
-    waiting: VecDeque<(FlowId, Instant)>,
+    /// Connections without a target, in order, and when each is given up: IPv4, IPv6.
+    waiting: [VecDeque<(FlowId, Instant)>; 2],
 }
 
 impl<I: Io> Engine<I> {
@@ -64,7 +64,10 @@ impl<I: Io> Engine<I> {
             serial: 0,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             backlog: VecDeque::with_capacity(capacity),
-            waiting: VecDeque::with_capacity(capacity),
+            waiting: [
+                VecDeque::with_capacity(capacity),
+                VecDeque::with_capacity(capacity),
+            ],
         }
     }
 
@@ -88,25 +91,35 @@ impl<I: Io> Engine<I> {
             return false;
         }
         self.serial = self.serial.wrapping_add(1);
+        let family = usize::from(arrival.to.is_ipv6());
+        let way = arrival.way;
         let pair = Pair::new(arrival, now);
         let Some(id) = self.table.insert(self.serial, pair) else {
             // There is room, and no serial number comes twice.
             return false;
         };
         // Who came earlier is served earlier.
-        if self.waiting.is_empty() && self.dial(io, id) {
+        let first = self.waiting.get(family).is_none_or(VecDeque::is_empty);
+        if (first || way == Way::Out) && self.dial(io, id) {
             return self.table.get(id).is_some();
         }
-        self.waiting.push_back((id, now.after(PATIENCE)));
+        if let Some(line) = self.waiting.get_mut(family) {
+            line.push_back((id, now.after(PATIENCE)));
+        }
         true
     }
 
     /// There are sockets of the namespace again.
     pub fn supplied(&mut self, io: &mut I) {
-        while let Some((id, until)) = self.waiting.pop_front() {
-            if !self.dial(io, id) {
-                self.waiting.push_front((id, until));
-                return;
+        for family in 0..self.waiting.len() {
+            while let Some(next) = self.waiting.get_mut(family).and_then(VecDeque::pop_front) {
+                if self.dial(io, next.0) {
+                    continue;
+                }
+                if let Some(line) = self.waiting.get_mut(family) {
+                    line.push_front(next);
+                }
+                break;
             }
         }
     }
@@ -156,10 +169,7 @@ impl<I: Io> Engine<I> {
                 self.settle(io, id, life);
             }
         }
-        while let Some((id, until)) = self.waiting.front().copied() {
-            if until > now {
-                break;
-            }
+        while let Some((id, _)) = self.longest_waiting().filter(|(_, until)| *until <= now) {
             io.drop(Drop::SocketError);
             self.settle(io, id, Life::Broken);
         }
@@ -169,10 +179,15 @@ impl<I: Io> Engine<I> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.backlog.is_empty() {
-            self.waiting.front().map(|(_, until)| *until)
+            self.longest_waiting().map(|(_, until)| until)
         } else {
             Some(Instant(0))
         }
+    }
+
+    fn longest_waiting(&self) -> Option<(FlowId, Instant)> {
+        let fronts = self.waiting.iter().filter_map(VecDeque::front);
+        fronts.min_by_key(|(_, until)| *until).copied()
     }
 
     /// The connections numbered `from` and higher, in that order.
@@ -205,7 +220,9 @@ impl<I: Io> Engine<I> {
             self.backlog.retain(|queued| *queued != id);
         }
         if pair.waits_for_socket() {
-            self.waiting.retain(|(waits, _)| *waits != id);
+            for line in &mut self.waiting {
+                line.retain(|(waits, _)| *waits != id);
+            }
         }
         if life == Life::Refused {
             io.drop(Drop::SocketError);

@@ -369,6 +369,30 @@ fn arrivals_wait_in_order_for_sockets_of_the_other_network() {
 }
 
 #[test]
+fn nobody_waits_in_a_line_that_is_not_theirs() {
+    let mut w = World::new();
+    w.supply = 0;
+    let mut e = engine();
+    let socket = w.socket();
+    assert!(e.accept(&mut w, NOW, arrival(socket, Way::In)));
+    for way in [Way::Out, Way::In] {
+        let socket = w.socket();
+        let mut next = arrival(socket, way);
+        if way == Way::In {
+            next.to = end("[2001:db8::5]:80");
+        }
+        assert!(e.accept(&mut w, NOW, next));
+    }
+    w.run(&mut e, NOW);
+    for origin in [1, 3] {
+        w.arrive(origin, b"now");
+        w.run(&mut e, NOW);
+        assert_eq!(w.socks[origin + 1].sent, b"now");
+    }
+    assert!(w.socks[0].registered.is_none());
+}
+
+#[test]
 fn what_cannot_be_taken_is_reset_and_counted() {
     let cases = [
         (ConnectError::NoDescriptor, Drop::NoDescriptor),
