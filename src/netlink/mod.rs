@@ -11,6 +11,7 @@
 //! (a new attribute, a new kind of next hop) is left out, never an error: a machine with an exotic route is
 //! still a machine. Nothing of this module is used after confinement.
 
+pub mod diag;
 mod host;
 mod message;
 mod nexthop;

@@ -245,6 +245,7 @@ impl<B: Binder> Keeper<B> {
             protocol: rule.place.protocol,
             listen: rule.place.listen,
             interface: rule.place.interface,
+            range: rule.best_effort.then_some((rule.first, rule.last)),
             port,
             errno,
         })

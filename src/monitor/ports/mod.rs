@@ -77,7 +77,7 @@ pub enum PortError {
     Table,
 }
 
-/// One port that cannot be listened on, and why.
+/// A port that must be had and cannot be, or the last one of a best-effort rule of which none could.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Failure {
     /// Of this table.
@@ -87,6 +87,8 @@ pub struct Failure {
     protocol: Protocol,
     listen: Option<IpAddr>,
     interface: Option<arrayvec::ArrayString<{ crate::config::rules::MAX_INTERFACE_NAME }>>,
+    /// The range of a best-effort rule.
+    range: Option<(u16, u16)>,
     /// This port.
     pub port: u16,
     /// The kernel's reason (errno(3)).
@@ -106,6 +108,7 @@ impl Failure {
                 .interface
                 .as_deref()
                 .and_then(|name| name.try_into().ok()),
+            range: rule.best_effort.then_some((rule.first, rule.last)),
             port,
             errno,
         }
@@ -114,11 +117,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Listen failed for {} {} port ",
-            self.table, self.protocol
-        )?;
+        let (table, protocol) = (self.table, self.protocol);
+        match self.range {
+            None => write!(f, "Listen failed for {table} {protocol} port ")?,
+            Some(_) => write!(f, "All listens failed for {table} {protocol} ")?,
+        }
         match self.listen {
             None => f.write_str("*")?,
             Some(address) => write!(f, "{address}")?,
@@ -126,8 +129,13 @@ impl fmt::Display for Failure {
         if let Some(interface) = &self.interface {
             write!(f, "%{interface}")?;
         }
-        let reason = Errno::from_raw(self.errno).desc();
-        write!(f, "/{}: {reason}", self.port)
+        match self.range {
+            None => {
+                let reason = Errno::from_raw(self.errno).desc();
+                write!(f, "/{}: {reason}", self.port)
+            }
+            Some((first, last)) => write!(f, "/{first}-{last}"),
+        }
     }
 }
 
