@@ -65,9 +65,9 @@ impl<S> Change<S> {
         self.starved = false;
     }
 
-    fn is_full(&self, budget: usize) -> bool {
-        let most = budget.min(self.fresh.capacity().saturating_add(self.carried));
-        self.starved || self.fresh.len().saturating_add(self.carried) >= most
+    /// Listeners of the new table so far.
+    fn len(&self) -> usize {
+        self.fresh.len().saturating_add(self.carried)
     }
 }
 
@@ -192,15 +192,17 @@ impl<B: Binder> Keeper<B> {
         let Some(port) = rule.port(offset) else {
             return Ok(());
         };
-        if self.book.holder(&rule.place, port).is_some() {
-            change.book.set(rule, offset, true);
-            change.carried = change.carried.saturating_add(1);
+        let held = self.book.holder(&rule.place, port).is_some();
+        let full = change.len() >= self.context.budget || (change.starved && !held);
+        if full && !rule.must() {
+            change.left_out = change.left_out.saturating_add(1);
+            // The limit is to blame, not the ports.
             outcome.had = true;
             return Ok(());
         }
-        if !rule.must() && change.is_full(self.context.budget) {
-            change.left_out = change.left_out.saturating_add(1);
-            // The limit is to blame, not the ports.
+        if held {
+            change.book.set(rule, offset, true);
+            change.carried = change.carried.saturating_add(1);
             outcome.had = true;
             return Ok(());
         }
@@ -252,7 +254,7 @@ impl<B: Binder> Keeper<B> {
     }
 
     /// Put a prepared table into force: names of new rules, listeners that go over to another rule, what is
-    /// closed, and the new listeners, in this order.
+    /// closed, and the new listeners, in this order; then [`Keeper::follow`].
     ///
     /// # Errors
     /// The forwarder cannot be told: the end.
@@ -277,7 +279,7 @@ impl<B: Binder> Keeper<B> {
         std::mem::swap(&mut self.book, &mut change.book);
         self.abort(change);
         self.table_changed();
-        Ok(())
+        self.follow(out)
     }
 
     /// Listeners of both tables move, if their rule has a new name. What the old table has lost meanwhile is missing.

@@ -18,6 +18,8 @@
 mod change;
 mod live;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
