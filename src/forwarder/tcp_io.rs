@@ -34,7 +34,7 @@ use crate::wire::{ethernet, icmpv4, icmpv6};
 pub struct Socket {
     fd: OwnedFd,
     /// It has SO_PEEK_OFF.
-    offsets: bool,
+    offsets: Cell<bool>,
     /// SO_PEEK_OFF is on. It is turned on when data has to be peeked that is not the first: a connection
     /// with a single short answer never needs it.
     offset_on: Cell<bool>,
@@ -46,9 +46,21 @@ impl Socket {
     pub(super) const fn new(fd: OwnedFd, offsets: bool, offset_on: bool) -> Self {
         Self {
             fd,
-            offsets,
+            offsets: Cell::new(offsets),
             offset_on: Cell::new(offset_on),
         }
+    }
+
+    /// See to it that peeking begins at `offset`, which is where it goes on if SO_PEEK_OFF is on already. `false`: this
+    /// socket has no such option.
+    fn peeks_from(&self, offset: u32) -> bool {
+        if !self.offset_on.get() && self.offsets.get() {
+            // An IPv6 socket with an IPv4 peer may lack it though IPv4 sockets have it.
+            let on = stream::set_peek_offset(&self.fd, offset).is_ok();
+            self.offset_on.set(on);
+            self.offsets.set(on);
+        }
+        self.offset_on.get()
     }
 }
 
@@ -160,10 +172,7 @@ impl Host {
     /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one. 0: there will be no more.
     fn peek(&mut self, socket: &Socket, offset: u32, room: Range<usize>) -> io::Result<usize> {
         let room = self.frame.space().get_mut(room).unwrap_or_default();
-        if offset == 0 || socket.offsets {
-            if offset > 0 && !socket.offset_on.replace(true) {
-                stream::set_peek_offset(&socket.fd, offset)?;
-            }
+        if offset == 0 || socket.peeks_from(offset) {
             return stream::peek(&socket.fd, room);
         }
         let mut ended = false;
@@ -545,6 +554,15 @@ mod tests {
             assert_eq!(more.peeked, 500);
             assert_eq!(b.frame(), (1000, pattern(9000, 500)));
         });
+    }
+
+    /// What addresses promise a socket need not keep, as one of both families shows on some kernels.
+    #[test]
+    fn a_socket_that_turns_out_to_have_no_peek_offset_is_not_asked_twice() {
+        let (fd, _) = nix::unistd::pipe().unwrap();
+        let socket = Socket::new(fd, true, false);
+        assert!(!socket.peeks_from(5));
+        assert!(!socket.offsets.get() && !socket.offset_on.get());
     }
 
     /// An accepted connection begins to count with its first byte: the engine asks late and relies on it.
