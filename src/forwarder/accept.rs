@@ -10,7 +10,6 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use super::host::Host;
 use super::ports::Place;
 use super::tcp_io::Socket;
 use super::worker::Worker;
@@ -91,7 +90,7 @@ impl Worker {
         let result = self.direct(place, &fd, peer);
         match result {
             Ok(Decision::Tap(key)) => {
-                let socket = self.host.accepted(fd, peer);
+                let socket = Socket::accepted(fd);
                 let arrival = tcp::Arrival {
                     key,
                     rule: Some(place.rule),
@@ -147,13 +146,6 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-impl Host {
-    /// An accepted connection's socket.
-    fn accepted(&self, fd: OwnedFd, peer: Endpoint) -> Socket {
-        Socket::new(fd, self.peek_offsets.of(peer.ip), false)
     }
 }
 

@@ -33,34 +33,73 @@ use crate::wire::{ethernet, icmpv4, icmpv6};
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    /// It has SO_PEEK_OFF.
-    offsets: Cell<bool>,
-    /// SO_PEEK_OFF is on. It is turned on when data has to be peeked that is not the first: a connection
-    /// with a single short answer never needs it.
-    offset_on: Cell<bool>,
+    peek_offset: Cell<PeekOffset>,
+}
+
+/// How a socket stands to SO_PEEK_OFF. It is turned on when data has to be peeked that is not the first: a
+/// connection with a single short answer never needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum PeekOffset {
+    /// The kernel has none for it.
+    Missing,
+    /// Off: peeking begins at the first byte.
+    Off,
+    /// Accepted: it may have been inherited, switched on, from a listener on kernels that have it. (The address does
+    /// not tell: IPv4 on a dual-stack listener is an IPv6 socket.) Peeking began at the first byte all the same, but
+    /// may have moved on since.
+    Unknown,
+    /// On: peeking begins where the last one ended.
+    On,
 }
 
 impl Socket {
-    /// A non-blocking socket, connecting or accepted. `offset_on`: SO_PEEK_OFF is on already, as an accepted socket
-    /// inherits it from its listener.
-    pub(super) const fn new(fd: OwnedFd, offsets: bool, offset_on: bool) -> Self {
+    /// A non-blocking socket of our own. `offsets`: sockets of its family have SO_PEEK_OFF.
+    pub(super) const fn new(fd: OwnedFd, offsets: bool) -> Self {
+        let state = if offsets {
+            PeekOffset::Off
+        } else {
+            PeekOffset::Missing
+        };
         Self {
             fd,
-            offsets: Cell::new(offsets),
-            offset_on: Cell::new(offset_on),
+            peek_offset: Cell::new(state),
         }
     }
 
-    /// See to it that peeking begins at `offset`, which is where it goes on if SO_PEEK_OFF is on already. `false`: this
-    /// socket has no such option.
-    fn peeks_from(&self, offset: u32) -> bool {
-        if !self.offset_on.get() && self.offsets.get() {
-            // An IPv6 socket with an IPv4 peer may lack it though IPv4 sockets have it.
-            let on = stream::set_peek_offset(&self.fd, offset).is_ok();
-            self.offset_on.set(on);
-            self.offsets.set(on);
+    /// A non-blocking socket from accept4(2).
+    pub(super) const fn accepted(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            peek_offset: Cell::new(PeekOffset::Unknown),
         }
-        self.offset_on.get()
+    }
+
+    /// See to it that peeking begins at `offset`, not 0; there it does if SO_PEEK_OFF is on. `false`: it cannot be done.
+    fn peeks_from(&self, offset: u32) -> bool {
+        if matches!(
+            self.peek_offset.get(),
+            PeekOffset::Off | PeekOffset::Unknown
+        ) {
+            self.turn_on(offset);
+        }
+        self.peek_offset.get() == PeekOffset::On
+    }
+
+    fn turn_on(&self, offset: u32) {
+        let on = stream::set_peek_offset(&self.fd, offset).is_ok();
+        let state = if on {
+            PeekOffset::On
+        } else {
+            PeekOffset::Missing
+        };
+        self.peek_offset.set(state);
+    }
+
+    /// The next peek is to begin at `offset`.
+    fn seek(&self, offset: u32) {
+        if matches!(self.peek_offset.get(), PeekOffset::On | PeekOffset::Unknown) {
+            self.turn_on(offset);
+        }
     }
 }
 
@@ -166,7 +205,7 @@ impl Host {
         };
         prepare().map_err(|e| start_error(&e))?;
         let offsets = self.peek_offsets.of(to.dst.ip);
-        Ok(Socket::new(fd, offsets, false))
+        Ok(Socket::new(fd, offsets))
     }
 
     /// Peek at `room.len()` bytes that begin `offset` behind the first unconsumed one. 0: there will be no more.
@@ -340,10 +379,7 @@ impl Io for Host {
     }
 
     fn seek(&mut self, socket: &Socket, offset: u32) {
-        if socket.offset_on.get() {
-            // Cannot fail once it has worked on this socket.
-            let _ = stream::set_peek_offset(&socket.fd, offset);
-        }
+        socket.seek(offset);
     }
 
     fn consume(&mut self, socket: &Socket, n: u32) {
@@ -450,7 +486,7 @@ mod tests {
             let fd = stream::socket(at.ip()).unwrap();
             let _ = stream::connect(&fd, at);
             let (peer, from) = listener.accept().unwrap();
-            let socket = Socket::new(fd, host.peek_offsets.of(at.ip()), false);
+            let socket = Socket::new(fd, host.peek_offsets.of(at.ip()));
             Self {
                 host,
                 guest,
@@ -556,13 +592,37 @@ mod tests {
         });
     }
 
-    /// What addresses promise a socket need not keep, as one of both families shows on some kernels.
     #[test]
     fn a_socket_that_turns_out_to_have_no_peek_offset_is_not_asked_twice() {
         let (fd, _) = nix::unistd::pipe().unwrap();
-        let socket = Socket::new(fd, true, false);
+        let socket = Socket::accepted(fd);
         assert!(!socket.peeks_from(5));
-        assert!(!socket.offsets.get() && !socket.offset_on.get());
+        assert_eq!(socket.peek_offset.get(), PeekOffset::Missing);
+    }
+
+    /// ... whether the listener it came from has the option switched on, as ours have, or not.
+    #[test]
+    fn an_accepted_socket_shows_its_first_bytes_again() {
+        for on in [true, false] {
+            each(|mut b| {
+                let listener = TcpListener::bind("[::]:0").unwrap();
+                if on {
+                    let _ = stream::set_peek_offset(&listener, 0);
+                }
+                let to = (b.key.remote.ip, listener.local_addr().unwrap().port());
+                b.peer = TcpStream::connect(to).unwrap();
+                b.socket = Socket::accepted(listener.accept().unwrap().0.into());
+                b.peer.write_all(&pattern(0, 9000)).unwrap();
+                b.wait();
+                for (offset, max) in [(0, 1400), (0, 1400), (1400, 2800), (0, 9000)] {
+                    b.host.seek(&b.socket, offset);
+                    let done = b.relay(offset, max).unwrap();
+                    assert_eq!(done.sent, max);
+                    let want = pattern(offset as usize, max as usize);
+                    assert_eq!(b.frame(), (offset, want));
+                }
+            });
+        }
     }
 
     /// An accepted connection begins to count with its first byte: the engine asks late and relies on it.
