@@ -43,7 +43,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Processes. The monitor knows nothing of packets.
     (
         "monitor",
-        &["clock", "config", "control", "ipc", "log", "sandbox", "sys"],
+        &[
+            "clock", "config", "control", "ipc", "log", "netlink", "sandbox", "sys",
+        ],
     ),
     (
         "forwarder",

@@ -99,6 +99,8 @@ pub struct Resolved {
     pub host_rules: Rules,
     /// Outbound forwarding of the namespace's loopback.
     pub splice_rules: Rules,
+    /// What rules have to agree with, also later ones.
+    pub context: Context,
     /// Lines for the log, in order.
     pub notices: Vec<Notice>,
 }
@@ -185,6 +187,7 @@ pub fn resolve(
         uts_hostname: uts_hostname(options, &environment.hostname),
         host_rules,
         splice_rules,
+        context,
         notices,
     })
 }
@@ -219,11 +222,11 @@ fn config(
     }
 }
 
-/// Both forwarding tables. Automatic forwarding is checked like any other, and then acts as none.
+/// Both forwarding tables. In pasta what no option mentions is forwarded automatically.
 fn rules(options: &Options, context: &Context) -> Result<(Rules, Rules), ConfigError> {
     let table = |table| {
         let automatic = options.mode == Mode::Pasta;
-        Rules::from_options(&options.ports, table, automatic, context).map(Rules::without_auto)
+        Rules::from_options(&options.ports, table, automatic, context)
     };
     Ok((table(Table::Host)?, table(Table::Splice)?))
 }

@@ -380,13 +380,6 @@ impl Rules {
         self.0.is_empty()
     }
 
-    /// The table without the rules that follow the other side's listeners.
-    #[must_use]
-    pub fn without_auto(mut self) -> Self {
-        self.0.retain(|rule| !rule.auto_scan);
-        self
-    }
-
     /// The table that a command line asks for: the options for `table` in order, and `auto` for every
     /// protocol that is on and no option mentions, if `auto_default`.
     ///

@@ -43,6 +43,14 @@ const IN_FLIGHT_TRIES: u32 = 5000;
 /// See [`IN_FLIGHT_TRIES`].
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 
+/// A send to somebody who is gone is the end of the channel and no incident.
+fn failed(e: io::Error) -> IpcError {
+    match e.raw_os_error() {
+        Some(libc::EPIPE | libc::ECONNRESET) => IpcError::Closed,
+        _ => e.into(),
+    }
+}
+
 /// One end: sends `S`, receives `R`.
 #[derive(Debug)]
 struct Channel<S, R> {
@@ -63,7 +71,7 @@ impl<S: Serialize, R: Parcel> Channel<S, R> {
         let n = codec::encode(message, &mut buf).map_err(|_| IpcError::Malformed)?;
         let bytes = buf.get(..n).ok_or(IpcError::Malformed)?;
         if fds.is_empty() {
-            return Ok(scm::send(self.socket.as_fd(), bytes)?);
+            return scm::send(self.socket.as_fd(), bytes).map_err(failed);
         }
         // All processes of a user together may have no more on their way than one may have open (ETOOMANYREFS).
         for _ in 0..IN_FLIGHT_TRIES {
@@ -71,7 +79,7 @@ impl<S: Serialize, R: Parcel> Channel<S, R> {
                 Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) => {
                     scm::pause(IN_FLIGHT_PAUSE);
                 }
-                other => return Ok(other?),
+                other => return other.map_err(failed),
             }
         }
         Err(io::Error::from_raw_os_error(libc::ETOOMANYREFS).into())
@@ -85,7 +93,7 @@ impl<S: Serialize, R: Parcel> Channel<S, R> {
         match scm::try_send(self.socket.as_fd(), bytes) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(failed(e)),
         }
     }
 

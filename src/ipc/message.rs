@@ -215,6 +215,8 @@ impl NamedRule {
 pub enum ToAgent {
     /// What the host listens on, where it has changed.
     Ports(PortBlock),
+    /// Somebody follows what the namespace listens on, or nobody does any more.
+    Watch(bool),
     /// A new table follows, rule by rule.
     Begin,
     /// One of its rules.

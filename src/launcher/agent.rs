@@ -5,7 +5,8 @@
 //! entering again would.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -15,11 +16,15 @@ use nix::unistd::setsid;
 use super::confignet::{self, ConfigNetError};
 use super::error::{LaunchError, Reason, chain};
 use super::identity;
+use super::ports::Ports;
 use super::tap::{self, TapError};
 use super::target::Namespaces;
 use crate::config::namespace::NamespaceSetup;
+use crate::config::ports::PortSets;
+use crate::config::rules::Table;
 use crate::ipc::{self, AgentLink, FromAgent, IpcError, SupplierEnd, Supply, TapReport};
-use crate::monitor::{self, NsAgent};
+use crate::monitor::ports::{Keeper, PortError};
+use crate::monitor::{self, Network, NsAgent};
 use crate::sandbox::{self, Needs, Role, SandboxError};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
@@ -38,6 +43,8 @@ pub(super) struct Plan<'a> {
     pub(super) setup: &'a NamespaceSetup,
     /// With a tap; without one only loopback is brought up.
     pub(super) tap: bool,
+    /// What to listen on there.
+    pub(super) ports: &'a Ports,
     /// Whom to become once that is done.
     pub(super) identity: Option<Ids>,
     /// For the last stage.
@@ -53,6 +60,8 @@ enum AgentError {
     Configure(#[from] ConfigNetError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Ports(#[from] PortError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
@@ -114,6 +123,11 @@ fn run(plan: &Plan<'_>, ends: Ends) -> ! {
     match ended {
         Ok(never) => match never {},
         Err(AgentError::Ipc(IpcError::Closed)) => exit_now(0),
+        // Of two lines, which callers know.
+        Err(AgentError::Ports(e)) => {
+            log::error!("{e}");
+            exit_now(1)
+        }
         Err(e) => {
             log::error!("{}", chain(&e));
             exit_now(1)
@@ -138,27 +152,52 @@ fn serve(
         confignet::loopback_up()?;
         link.send(FromAgent::NoTap, None)?;
     }
-    forwarder.send(Supply::Complete, &[])?;
+    let network = listen(plan.ports, &link, &forwarder)?;
     if let Some(ids) = plan.identity {
         identity::become_ids_for_now(ids)?;
     }
     if pending {
         join_user(plan.namespaces).map_err(|e| LaunchError::Join(e.into()))?;
     }
-    close_namespaces(&link, &forwarder);
+    close_namespaces(plan.namespaces);
     // Changes of credentials have cleared the first one.
     die_with_parent()?;
-    let own_mounts = sandbox::unshare(Role::NsAgent, plan.needs);
-    let confined = sandbox::confine(Role::NsAgent, own_mounts, plan.needs)?;
-    let mut agent = NsAgent {
-        link,
-        forwarder: Some(forwarder),
+    let needs = Needs {
+        low_ports: identity::low_ports_later(
+            plan.ports.tables.rules(Table::Splice),
+            plan.ports.open,
+        ),
+        ..plan.needs
     };
+    let mut agent = NsAgent::new(link, forwarder, network);
+    let own_mounts = sandbox::unshare(Role::NsAgent, needs);
+    let confined = sandbox::confine(Role::NsAgent, own_mounts, needs)?;
     Ok(agent.run(&confined)?)
 }
 
 fn die_with_parent() -> Result<(), AgentError> {
     process::die_with_parent(Signal::SIGKILL).map_err(|e| AgentError::ParentDeath(e.into()))
+}
+
+/// Look at what is listened on in the namespace, then listen there ourselves, and give it to the forwarder. By then
+/// it has been started, or will be.
+fn listen(ports: &Ports, link: &AgentLink, forwarder: &SupplierEnd) -> Result<Network, AgentError> {
+    let scanner = ports.scanner_for(Table::Host)?;
+    let keeper = Keeper::new(Table::Splice, ports.splice);
+    let mut network = Network::new(keeper, scanner, PortSets::default());
+    if ports.tables.follows(Table::Host) {
+        network.watch(Instant::now(), true);
+        network.scan(&mut |block| link.send(FromAgent::Ports(block), None))?;
+    }
+    let out = &mut |supply: Supply, fds: &[BorrowedFd<'_>]| forwarder.send(supply, fds);
+    for (protocol, block, bits) in ports.seen.changes(&PortSets::default()) {
+        network.keeper.other_side(protocol, block, &bits);
+    }
+    let change = network.keeper.prepare(ports.tables.named(Table::Splice))?;
+    network.keeper.commit(change, out)?;
+    network.keeper.follow(out)?;
+    forwarder.send(Supply::Complete, &[])?;
+    Ok(network)
 }
 
 /// Enter the network namespace, directly if our capabilities reach it, else through the user
@@ -206,9 +245,12 @@ fn make_tap(plan: &Plan<'_>, link: &AgentLink) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Close the descriptors of the namespaces: all that stays is the channels.
-fn close_namespaces(link: &AgentLink, forwarder: &SupplierEnd) {
-    let _ = crate::log::with_channel(|log| keep_only(&[link.as_fd(), forwarder.as_fd(), log]));
+/// Close the descriptors of the namespaces: all that stays is the channels, and what looks for listeners.
+fn close_namespaces(namespaces: &Namespaces) {
+    for fd in std::iter::once(&namespaces.net).chain(&namespaces.user) {
+        // Their owner is the launcher's memory of which this is a copy; it is never dropped here.
+        let _ = nix::unistd::close(fd.as_raw_fd());
+    }
 }
 
 /// Offloads as bits of a message.

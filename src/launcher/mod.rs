@@ -19,6 +19,7 @@ mod control;
 mod error;
 mod files;
 mod identity;
+mod ports;
 mod target;
 mod translator;
 
@@ -26,14 +27,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::addr::Mac;
 use crate::cli::{Options, Target};
 use crate::config::{Environment, Resolved, Verbosity, summary};
-use crate::ipc::{FromAgent, IpcError, Supply, TapReport};
+use crate::ipc::{FromAgent, IpcError, TapReport};
 use crate::log::{Sinks, Syslog};
-use crate::monitor::{self, Control, Monitor, Signals, Style, Waiting, Watch};
+use crate::monitor::{self, Control, Forwarding, Monitor, Signals, Style, Waiting, Watch};
 use crate::sandbox::{self, Needs, Role};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
@@ -43,6 +44,7 @@ use control::ControlSocket;
 use error::cannot;
 pub use error::{LaunchError, chain};
 use files::PidFile;
+use ports::Ports;
 use target::Namespaces;
 
 /// Most descriptors the forwarder asks for, however generous the limit: the flow tables end there too.
@@ -124,11 +126,19 @@ fn start(
         report_violations: options.verbosity == Verbosity::Trace,
         ..Needs::default()
     };
+    let nofile = raise_descriptor_limit()?;
+    let ports = Ports::new(
+        &resolved,
+        options.freebind,
+        nofile,
+        options.conf_path.is_some(),
+    )?;
     let (mut agent, supplied) = agent::start(&agent::Plan {
         namespaces: &target.namespaces,
         private: target.command.is_some(),
         setup: &resolved.netns,
         tap: !resolved.config.splice.only,
+        ports: &ports,
         identity,
         needs,
     })?;
@@ -140,6 +150,8 @@ fn start(
         }
     };
     target::check_alive(&target.watch)?;
+    // Both sides bind at the same time.
+    let bound = ports.bind()?;
     let tap = receive_tap(&mut agent)?;
     // What usually goes wrong has, and could be tidied up as whoever we were.
     let low_ports = identity::low_ports_later(&resolved.host_rules, options.conf_path.is_some());
@@ -157,10 +169,15 @@ fn start(
     for line in summary(&resolved).lines() {
         log::log!(level, "{line}");
     }
-    let forwarder = translator::start(translator_plan(resolved, tap, supplied, pcap, needs)?)?;
-    if let Some(link) = &forwarder.link {
-        link.supply(Supply::Complete, &[])?;
-    }
+    let inputs = TranslatorInputs {
+        tap,
+        agent: supplied,
+        pcap,
+        nofile,
+        needs,
+    };
+    let mut forwarder = translator::start(translator_plan(resolved, inputs))?;
+    let forwarding = bound.hand_over(&mut forwarder)?;
     // The monitor is long-lived and holds nothing it does not need.
     drop(target.namespaces);
     drop(options);
@@ -171,6 +188,7 @@ fn start(
             command,
             leash,
             watch: target.watch,
+            forwarding,
             waiting,
             control,
             low_ports,
@@ -245,7 +263,6 @@ fn open_target(options: &Options, identity: Option<Ids>) -> Result<OpenTarget, L
 fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
     let host = crate::netlink::query_host()?;
     let resolved = crate::config::resolve(options, &host, &Environment::read())?;
-    options.check_ports_available()?;
     for notice in &resolved.notices {
         log::log!(notice.level, "{}", notice.text);
     }
@@ -273,34 +290,47 @@ fn receive_tap(agent: &mut monitor::Agent) -> Result<Option<(TapReport, OwnedFd)
     }
 }
 
-fn translator_plan(
-    resolved: Resolved,
+/// As many descriptors as we may have, for us and all we start from here on; a command of ours was born before and keeps
+/// what our caller gave it.
+fn raise_descriptor_limit() -> Result<u64, LaunchError> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read limits"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        .map_err(cannot("raise the limit of descriptors"))?;
+    Ok(hard.min(MAX_DESCRIPTORS))
+}
+
+/// What the forwarder is given besides the configuration.
+struct TranslatorInputs {
     tap: Option<(TapReport, OwnedFd)>,
     agent: OwnedFd,
     pcap: Option<File>,
+    nofile: u64,
     needs: Needs,
-) -> Result<translator::Plan, LaunchError> {
+}
+
+fn translator_plan(resolved: Resolved, inputs: TranslatorInputs) -> translator::Plan {
     let mut config = resolved.config;
-    if let Some((report, _)) = &tap {
+    if let Some((report, _)) = &inputs.tap {
         config.guest_mac = Some(Mac(report.mac));
     }
-    let (_, limit) = getrlimit(Resource::RLIMIT_NOFILE).map_err(cannot("read limits"))?;
     let source_address = config.v4.as_ref().is_some_and(|v4| v4.outbound.is_some())
         || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some())
         // Who comes from 127.0.0.2 is seen as 127.0.0.2.
         || config.splice.inbound && (config.splice.to_loopback || config.splice.only);
-    Ok(translator::Plan {
-        tap: tap.map(|(report, tap)| (tap, agent::decode_offloads(report.offloads))),
-        agent,
-        nofile: limit.min(MAX_DESCRIPTORS),
+    translator::Plan {
+        tap: inputs
+            .tap
+            .map(|(report, tap)| (tap, agent::decode_offloads(report.offloads))),
+        agent: inputs.agent,
+        nofile: inputs.nofile,
         needs: Needs {
-            writes_files: pcap.is_some(),
+            writes_files: inputs.pcap.is_some(),
             source_address,
-            ..needs
+            ..inputs.needs
         },
-        pcap,
+        pcap: inputs.pcap,
         config,
-    })
+    }
 }
 
 /// What the monitor takes over.
@@ -310,6 +340,7 @@ struct Parts {
     command: Option<Child>,
     leash: Option<File>,
     watch: Watch,
+    forwarding: Forwarding,
     waiting: Waiting,
     control: Option<OwnedFd>,
     low_ports: bool,
@@ -336,6 +367,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         command: parts.command,
         leash: parts.leash,
         watch: parts.watch,
+        forwarding: parts.forwarding,
         waiting: Some(parts.waiting),
         control: parts
             .control

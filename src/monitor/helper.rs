@@ -22,6 +22,17 @@ const LINES_PER_SECOND: u32 = 1000;
 /// Lines taken in one go, so that a chatterbox cannot keep the monitor from its other duties.
 const LINES_AT_ONCE: u32 = 64;
 
+/// What another process has to say.
+#[derive(Debug)]
+pub(super) enum Heard<R> {
+    /// This.
+    Message(R),
+    /// Nothing now.
+    Nothing,
+    /// End of file, which is its end or must become it, see [`Helper::ended`].
+    End,
+}
+
 /// One other process.
 #[derive(Debug)]
 pub struct Helper<S, R> {
@@ -73,17 +84,17 @@ impl<S: Serialize, R: Parcel> Helper<S, R> {
         self.log.as_ref().map(AsFd::as_fd)
     }
 
-    /// The next message; `None`: end of file, which is its end or must become it, see [`Helper::ended`].
-    /// `Err` is the exit status.
-    pub(super) fn receive(&mut self) -> Result<Option<R>, u8> {
+    /// The next message, without waiting. `Err` is the exit status.
+    pub(super) fn receive(&mut self) -> Result<Heard<R>, u8> {
         let Some(link) = &self.link else {
-            return Ok(None);
+            return Ok(Heard::End);
         };
-        match link.receive_plain() {
-            Ok(message) => Ok(Some(message)),
+        match link.try_receive() {
+            Ok(Some(message)) => Ok(Heard::Message(message)),
+            Ok(None) => Ok(Heard::Nothing),
             Err(IpcError::Closed) => {
                 self.link = None;
-                Ok(None)
+                Ok(Heard::End)
             }
             Err(
                 IpcError::Io(_) | IpcError::Malformed | IpcError::Descriptors | IpcError::Lost(_),
@@ -212,7 +223,7 @@ mod tests {
     fn a_closed_channel_ends_it_even_if_the_process_lives_on() {
         let (mut helper, socket, _log, mut process) = silent();
         drop(socket);
-        assert!(helper.receive().expect("no message").is_none());
+        assert!(matches!(helper.receive(), Ok(Heard::End)));
         assert!(helper.link.is_none());
         let before = Instant::now();
         assert_eq!(helper.ended(), 1);

@@ -21,8 +21,11 @@
     )
 )]
 
+pub mod change;
 mod control;
+mod forwarding;
 mod helper;
+mod network;
 mod ns_agent;
 mod pool;
 pub mod ports;
@@ -38,6 +41,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
+use crate::config::rules::Rules;
 use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, ToAgent, ToForwarder};
 use crate::log::Sinks;
 use crate::sandbox::{Achieved, Confined};
@@ -45,7 +49,11 @@ use crate::sys::process::{Child, Ended, exit_now};
 use crate::sys::reason::Reason;
 
 pub use control::{Control, Instance};
+use forwarding::Peers;
+pub use forwarding::{Forwarding, Outcome};
+use helper::Heard;
 pub use helper::Helper;
+pub use network::Network;
 pub use ns_agent::NsAgent;
 pub use signals::{Signals, Style};
 pub use watch::Watch;
@@ -79,6 +87,8 @@ pub struct Monitor {
     pub leash: Option<File>,
     /// On the target namespace.
     pub watch: Watch,
+    /// Listeners, and the rules they follow from.
+    pub forwarding: Forwarding,
     /// Until ready.
     pub waiting: Option<Waiting>,
     /// `-c`.
@@ -98,6 +108,9 @@ fn write_pid(file: &mut File, pid: &str) -> io::Result<()> {
 
 /// How long the others get to end before the monitor does, with the kernel to finish the job.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// Messages taken from one process before others have their turn.
+const AT_ONCE: usize = 16;
 
 /// Sources of events, in the order of the poll table.
 const SOURCES: usize = 9;
@@ -154,7 +167,23 @@ impl Monitor {
             log::info!("The namespace is gone, exiting");
             return Err(0);
         }
-        Ok(())
+        self.with_forwarding(|forwarding, peers| forwarding.tick(Instant::now(), peers))
+    }
+
+    /// Put new tables into force. The answer may come later: see `Forwarding`. `Err` is the exit status.
+    ///
+    /// # Errors
+    /// Another process is gone.
+    pub fn change(&mut self, host: &Rules, splice: &Rules) -> Result<Outcome, u8> {
+        self.with_forwarding(|forwarding, peers| forwarding.change(host, splice, peers))
+    }
+
+    fn with_forwarding<T>(&mut self, act: impl FnOnce(&mut Forwarding, &mut Peers<'_>) -> T) -> T {
+        let mut peers = Peers {
+            forwarder: &mut self.forwarder,
+            agent: &mut self.agent,
+        };
+        act(&mut self.forwarding, &mut peers)
     }
 
     fn sources(&self) -> [Option<BorrowedFd<'_>>; SOURCES] {
@@ -178,8 +207,12 @@ impl Monitor {
             Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
             None => PollFd::new(self.signals.as_fd(), PollFlags::empty()),
         });
-        let timeout = self.watch.interval().map(TimeSpec::from_duration);
-        match ppoll(&mut table, timeout, None) {
+        let timeouts = [
+            self.watch.interval(),
+            self.forwarding.timeout(Instant::now()),
+        ];
+        let timeout = timeouts.into_iter().flatten().min();
+        match ppoll(&mut table, timeout.map(TimeSpec::from_duration), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => {
                 log::error!("Can't wait for events: {}", e.desc());
@@ -203,27 +236,63 @@ impl Monitor {
     }
 
     fn hear_forwarder(&mut self) -> Result<(), u8> {
-        match self.forwarder.receive()? {
-            None => Err(self.forwarder.ended()),
-            Some(FromForwarder::Ready { confinement }) => {
-                self.forwarder.ready(Achieved::from_bits(confinement))?;
-                self.release_if_ready()
+        for _ in 0..AT_ONCE {
+            match self.forwarder.receive()? {
+                Heard::Nothing => break,
+                Heard::End => return Err(self.forwarder.ended()),
+                Heard::Message(FromForwarder::Ready { confinement }) => {
+                    self.forwarder.ready(Achieved::from_bits(confinement))?;
+                    self.release_if_ready()?;
+                }
+                Heard::Message(FromForwarder::Request(request)) => {
+                    let now = Instant::now();
+                    self.with_forwarding(|forwarding, peers| {
+                        forwarding.serve(now, request, peers)
+                    })?;
+                }
             }
-            // It has been given nothing that it could ask for again.
-            Some(FromForwarder::Request(_)) => Err(self.forwarder.misbehaved()),
         }
+        Ok(())
     }
 
     fn hear_agent(&mut self) -> Result<(), u8> {
-        match self.agent.receive()? {
-            None => Err(self.agent.ended()),
-            Some(FromAgent::Ready { confinement }) => {
-                self.agent.ready(Achieved::from_bits(confinement))?;
-                self.release_if_ready()
+        for _ in 0..AT_ONCE {
+            let message = match self.agent.receive()? {
+                Heard::Nothing => break,
+                Heard::End => return Err(self.agent.ended()),
+                Heard::Message(message) => message,
+            };
+            let now = Instant::now();
+            match message {
+                FromAgent::Ready { confinement } => {
+                    self.agent.ready(Achieved::from_bits(confinement))?;
+                    self.release_if_ready()?;
+                }
+                // The launcher took the tap before it became the monitor: there is only one.
+                FromAgent::Tap(_) | FromAgent::NoTap => return Err(self.agent.misbehaved()),
+                FromAgent::Ports(block) => self.with_forwarding(|forwarding, peers| {
+                    forwarding.namespace_ports(now, &block, peers)
+                })?,
+                FromAgent::Status {
+                    rule,
+                    open,
+                    missing,
+                } => self.forwarding.splice_status(ports::Status {
+                    rule,
+                    open,
+                    missing,
+                }),
+                FromAgent::Prepared => {
+                    self.with_forwarding(Forwarding::prepared)?;
+                }
+                FromAgent::Failed { rule, port, errno } => {
+                    self.with_forwarding(|forwarding, peers| {
+                        forwarding.failed((rule, port, errno), peers)
+                    })?;
+                }
             }
-            // The launcher took the tap before it became the monitor: there is only one.
-            Some(_) => Err(self.agent.misbehaved()),
         }
+        Ok(())
     }
 
     /// Both are confined: let everything go that waited for it.
@@ -243,6 +312,7 @@ impl Monitor {
         if !self.forwarder.send(&ToForwarder::Go) {
             return Err(self.forwarder.ended());
         }
+        self.with_forwarding(Forwarding::go)?;
         if let Some(leash) = &mut self.leash {
             // If it is gone already, its pidfd says so.
             let _ = leash.write_all(&[1]);

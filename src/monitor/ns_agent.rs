@@ -1,7 +1,11 @@
 //! The ns-agent's life once its namespace is set up: it answers.
 //!
-//! The forwarder asks for sockets of this network, the monitor says what has changed on the host. Both are answered in
-//! the order they ask, a few messages at a time, so that neither can keep the other waiting.
+//! The forwarder asks for sockets of this network and for listeners it has lost; the monitor says what the host listens
+//! on, and how the rules change. All are answered in the order they ask, a few messages at a time, so that neither
+//! can keep the other waiting.
+//!
+//! A new table comes rule by rule. It is prepared (what is new is bound) when it is complete, and comes into force, or
+//! is forgotten, when the monitor has heard the same from the host's side: both tables change, or none.
 //!
 //! It ends when the monitor does, and when either says something it must not say. The end of the forwarder is not
 //! its own: the monitor decides what follows from that.
@@ -9,28 +13,57 @@
 //! What must never happen: a socket that is bound or listening without a rule for it.
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
+use super::network::Network;
 use super::pool;
-use crate::ipc::{AgentLink, FromAgent, IpcError, Request, SupplierEnd};
+use super::ports::{Change, PortError, ServeError, Status};
+use crate::config::rules::{MAX_RULES, Rule, RuleId};
+use crate::ipc::{
+    AgentLink, FromAgent, IpcError, PortBlock, Request, SupplierEnd, Supply, ToAgent,
+};
 use crate::sandbox::Confined;
 
 /// Messages taken from one side before the other has its turn.
 const AT_ONCE: usize = 16;
 
+/// Memory kept at hand for rules that come later: the filter has no call for more.
+const RESERVE: usize = 100 << 10;
+
 /// The ns-agent, everything open.
 #[derive(Debug)]
 pub struct NsAgent {
-    /// Its end of the pair with the monitor.
-    pub link: AgentLink,
-    /// Its end of the pair with the forwarder; `None` once that is gone.
-    pub forwarder: Option<SupplierEnd>,
+    link: AgentLink,
+    /// `None` once it is gone.
+    forwarder: Option<SupplierEnd>,
+    network: Network,
+    /// The rules of the table that is on its way.
+    coming: Vec<(RuleId, Rule)>,
+    prepared: Option<Change<OwnedFd>>,
+    /// What the monitor knows of how the rules are doing.
+    reported: Vec<Status>,
 }
 
 impl NsAgent {
+    /// To be made before confinement.
+    #[must_use]
+    pub fn new(link: AgentLink, forwarder: SupplierEnd, network: Network) -> Self {
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(RESERVE)));
+        Self {
+            link,
+            forwarder: Some(forwarder),
+            network,
+            coming: Vec::with_capacity(MAX_RULES),
+            prepared: None,
+            reported: Vec::with_capacity(MAX_RULES),
+        }
+    }
+
     /// Say that we are confined, which the proof shows, then serve until the end; the error is its reason.
     /// [`IpcError::Closed`] is the orderly one.
     ///
@@ -40,15 +73,21 @@ impl NsAgent {
         let ready = FromAgent::Ready {
             confinement: confined.achieved().bits(),
         };
+        self.report()?;
         self.link.send(ready, None)?;
+        self.network.arrange(Instant::now());
         loop {
             let (monitor, forwarder) = self.wait()?;
+            let now = Instant::now();
             if monitor {
-                self.hear_monitor()?;
+                self.hear_monitor(now)?;
             }
             if forwarder {
-                self.hear_forwarder()?;
+                self.hear_forwarder(now)?;
             }
+            let (link, end) = (&self.link, &self.forwarder);
+            self.network.tick(now, &mut tell(link), &mut out(end))?;
+            self.report()?;
         }
     }
 
@@ -63,7 +102,8 @@ impl NsAgent {
             PollFd::new(link, PollFlags::POLLIN),
             PollFd::new(forwarder, events),
         ];
-        match ppoll(&mut table, None, None) {
+        let timeout = self.network.timeout(Instant::now());
+        match ppoll(&mut table, timeout.map(TimeSpec::from_duration), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(std::io::Error::from(e).into()),
         }
@@ -72,14 +112,74 @@ impl NsAgent {
         Ok((monitor, forwarder && self.forwarder.is_some()))
     }
 
-    fn hear_monitor(&self) -> Result<(), IpcError> {
-        match self.link.try_receive()? {
-            None => Ok(()),
-            Some(_) => Err(IpcError::Malformed),
+    fn hear_monitor(&mut self, now: Instant) -> Result<(), IpcError> {
+        let mut ports = false;
+        for _ in 0..AT_ONCE {
+            match self.link.try_receive()? {
+                None => break,
+                Some(ToAgent::Ports(block)) => {
+                    self.network.told(&block);
+                    ports = true;
+                }
+                Some(ToAgent::Watch(watched)) => self.network.watch(now, watched),
+                Some(ToAgent::Begin) => self.coming.clear(),
+                Some(ToAgent::Rule(named)) => {
+                    let rule = named.rule().ok_or(IpcError::Malformed)?;
+                    if self.coming.len() >= MAX_RULES {
+                        return Err(IpcError::Malformed);
+                    }
+                    self.coming.push((named.id, rule));
+                }
+                Some(ToAgent::Prepare) => self.prepare()?,
+                Some(ToAgent::Commit) => {
+                    let change = self.prepared.take().ok_or(IpcError::Malformed)?;
+                    self.network
+                        .keeper
+                        .commit(change, &mut out(&self.forwarder))?;
+                    self.network.keeper.follow(&mut out(&self.forwarder))?;
+                    self.network.arrange(now);
+                }
+                Some(ToAgent::Abort) => {
+                    let change = self.prepared.take().ok_or(IpcError::Malformed)?;
+                    self.network.keeper.abort(change);
+                }
+            }
         }
+        if ports {
+            self.network.keeper.follow(&mut out(&self.forwarder))?;
+            self.network.arrange(now);
+        }
+        Ok(())
     }
 
-    fn hear_forwarder(&mut self) -> Result<(), IpcError> {
+    fn prepare(&mut self) -> Result<(), IpcError> {
+        if self.prepared.is_some() {
+            return Err(IpcError::Malformed);
+        }
+        let answer = match self.network.keeper.prepare(&self.coming) {
+            Ok(change) => {
+                self.prepared = Some(change);
+                FromAgent::Prepared
+            }
+            Err(PortError::Listen(failure)) => FromAgent::Failed {
+                rule: failure.rule,
+                port: failure.port,
+                errno: failure.errno,
+            },
+            // Too many: as good a place as any to say so is the last of them.
+            Err(_) => match self.coming.last() {
+                Some((rule, last)) => FromAgent::Failed {
+                    rule: *rule,
+                    port: last.last,
+                    errno: libc::EMFILE,
+                },
+                None => return Err(IpcError::Malformed),
+            },
+        };
+        self.link.send(answer, None)
+    }
+
+    fn hear_forwarder(&mut self, now: Instant) -> Result<(), IpcError> {
         for _ in 0..AT_ONCE {
             let Some(end) = &self.forwarder else {
                 return Ok(());
@@ -89,21 +189,59 @@ impl NsAgent {
                 Ok(Some(Request::Sockets(kind))) => {
                     pool::supply(kind, |supply, fds| end.send(supply, fds))
                 }
-                Ok(Some(Request::Listener { .. })) => Err(IpcError::Malformed),
+                Ok(Some(request @ Request::Listener { .. })) => {
+                    let out = &mut |supply: Supply, fds: &[BorrowedFd<'_>]| end.send(supply, fds);
+                    match self.network.keeper.serve(request, now, out) {
+                        Ok(()) => Ok(()),
+                        Err(ServeError::Misbehaved(_)) => Err(IpcError::Malformed),
+                        Err(ServeError::Ipc(e)) => Err(e),
+                    }
+                }
                 Err(e) => Err(e),
             };
             match answered {
-                Ok(()) => {}
                 Err(IpcError::Closed) => self.forwarder = None,
-                Err(e) if is_gone(&e) => self.forwarder = None,
-                Err(e) => return Err(e),
+                other => other?,
             }
         }
         Ok(())
     }
+
+    /// Tell the monitor how the rules are doing, where that has changed.
+    fn report(&mut self) -> Result<(), IpcError> {
+        for status in self.network.keeper.status() {
+            if self.reported.contains(&status) {
+                continue;
+            }
+            let Status {
+                rule,
+                open,
+                missing,
+            } = status;
+            let message = FromAgent::Status {
+                rule,
+                open,
+                missing,
+            };
+            self.link.send(message, None)?;
+        }
+        self.reported.clear();
+        self.reported
+            .extend(self.network.keeper.status().take(MAX_RULES));
+        Ok(())
+    }
 }
 
-/// It was there a moment ago.
-fn is_gone(e: &IpcError) -> bool {
-    matches!(e, IpcError::Io(e) if e.raw_os_error() == Some(libc::EPIPE))
+fn tell(link: &AgentLink) -> impl FnMut(PortBlock) -> Result<(), IpcError> + '_ {
+    |block| link.send(FromAgent::Ports(block), None)
+}
+
+/// To the forwarder; what it is no longer there for is lost, and does not matter.
+fn out(
+    end: &Option<SupplierEnd>,
+) -> impl FnMut(Supply, &[BorrowedFd<'_>]) -> Result<(), IpcError> + '_ {
+    |supply, fds| match end.as_ref().map(|end| end.send(supply, fds)) {
+        None | Some(Ok(()) | Err(IpcError::Closed)) => Ok(()),
+        Some(other) => other,
+    }
 }

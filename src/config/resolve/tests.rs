@@ -88,7 +88,10 @@ fn the_guest_looks_like_the_host() {
     ];
     assert_eq!(routes(&r), all);
     assert_eq!(r.uts_hostname.as_deref(), Some("pasta-vm"));
-    assert!(r.host_rules.is_empty() && r.splice_rules.is_empty());
+    for rules in [&r.host_rules, &r.splice_rules] {
+        assert!(rules.as_slice().iter().all(|rule| rule.auto_scan));
+        assert_eq!(rules.as_slice().len(), 4);
+    }
     assert!(r.config.services.dhcp && r.config.services.dhcpv6);
 }
 
@@ -406,8 +409,9 @@ fn host_names() {
 }
 
 #[test]
-fn automatic_ports_act_as_none_but_are_checked() {
-    assert!(run("pasta -t auto -T auto").host_rules.is_empty());
+fn automatic_ports_are_checked_like_others() {
+    let none = run("pasta -t none -u none -T none -U none");
+    assert!(none.host_rules.is_empty() && none.splice_rules.is_empty());
     let error = run_on(&ordinary(), "", "pasta -t auto -t auto")
         .unwrap_err()
         .to_string();
@@ -416,7 +420,7 @@ fn automatic_ports_act_as_none_but_are_checked() {
 
 #[test]
 fn explicit_ports_become_rules() {
-    let r = run("pasta -t 8080:80 -U 53 -4");
+    let r = run("pasta -t 8080:80 -T none -U 53 -4");
     assert_eq!(
         r.host_rules.as_slice()[0].to_string(),
         "TCP [0.0.0.0]:8080  =>  80"

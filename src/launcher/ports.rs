@@ -1,0 +1,194 @@
+//! Listening sockets at the start: of the host's network here, of the namespace's in the ns-agent.
+//!
+//! The host's are bound while we still have the privilege for low ports, and handed to the forwarder as soon as
+//! there is one; what cannot be bound ends the start. Ports that rules follow are known before either side binds
+//! anything, so that what is there at the start is forwarded when the start is over.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::error::{LaunchError, cannot};
+use crate::config::Resolved;
+use crate::config::ports::PortSets;
+use crate::config::rules::{Rules, Table};
+use crate::ipc::Supply;
+use crate::monitor::change::{Gate, Names, Tables};
+use crate::monitor::ports::{Change, Keeper, KeeperContext};
+use crate::monitor::{self, Forwarding, Network};
+use crate::netlink::diag::Scanner;
+
+/// Descriptors that stay free for connections whatever is forwarded: a quarter of all, and at least this many.
+const FREE: usize = 256;
+
+/// The part of the listeners that a table with automatic rules only may have, as a divisor: nobody listens on many
+/// ports at once.
+const SMALL_SHARE: usize = 8;
+
+/// Everything about forwarding that is decided before the first fork.
+#[derive(Debug)]
+pub(super) struct Ports {
+    /// Both tables.
+    pub(super) tables: Tables,
+    names: Names,
+    gate: Gate,
+    /// What holds for all rules of the host.
+    host: KeeperContext,
+    /// What holds for all rules of the namespace.
+    pub(super) splice: KeeperContext,
+    /// What the host listens on, if any rule of the namespace follows that.
+    pub(super) seen: PortSets,
+    /// Rules may come that nobody has thought of yet: the control socket.
+    pub(super) open: bool,
+    scanner: Option<Scanner>,
+}
+
+impl Ports {
+    /// Name the rules and look at the host. `nofile`: how many descriptors a process may have; `open`: there will be a
+    /// control socket.
+    pub(super) fn new(
+        resolved: &Resolved,
+        freebind: bool,
+        nofile: u64,
+        open: bool,
+    ) -> Result<Self, LaunchError> {
+        let mut names = Names::default();
+        let (host, splice) = (&resolved.host_rules, &resolved.splice_rules);
+        let budgets = budgets(host, splice, nofile);
+        let context = |budget| KeeperContext {
+            ipv4: resolved.config.v4.is_some(),
+            ipv6: resolved.config.v6.is_some(),
+            freebind,
+            budget,
+        };
+        let tables = Tables::new(&mut names, &Tables::default(), host, splice)
+            .ok_or(LaunchError::TooManyRules)?;
+        let mut ports = Self {
+            tables,
+            names,
+            gate: Gate {
+                context: resolved.context,
+                auto: true,
+            },
+            host: context(budgets.0),
+            splice: context(budgets.1),
+            seen: PortSets::default(),
+            open,
+            scanner: None,
+        };
+        ports.scanner = ports.scanner_for(Table::Splice)?;
+        if let Some(scanner) = ports
+            .scanner
+            .as_mut()
+            .filter(|_| ports.tables.follows(Table::Splice))
+        {
+            scanner
+                .scan(&mut ports.seen)
+                .map_err(cannot("look for listening sockets"))?;
+        }
+        Ok(ports)
+    }
+
+    /// A scanner of the network we are in, if rules of `table`, which follow it, are there or may come.
+    pub(super) fn scanner_for(&self, table: Table) -> Result<Option<Scanner>, LaunchError> {
+        (self.open || self.tables.follows(table))
+            .then(Scanner::open)
+            .transpose()
+            .map_err(cannot("look for listening sockets"))
+    }
+
+    /// Bind what the host's table asks for.
+    pub(super) fn bind(self) -> Result<Bound, LaunchError> {
+        let mut keeper = Keeper::new(Table::Host, self.host);
+        match keeper.prepare(self.tables.named(Table::Host)) {
+            Ok(change) => Ok(Bound {
+                ports: self,
+                keeper,
+                change,
+            }),
+            Err(e) => {
+                log::error!("{e}");
+                Err(LaunchError::Reported)
+            }
+        }
+    }
+}
+
+/// The host's listeners, bound.
+#[derive(Debug)]
+pub(super) struct Bound {
+    ports: Ports,
+    keeper: Keeper,
+    change: Change<OwnedFd>,
+}
+
+impl Bound {
+    /// Give the forwarder everything. What remains is for the monitor.
+    pub(super) fn hand_over(
+        self,
+        forwarder: &mut monitor::Forwarder,
+    ) -> Result<Forwarding, LaunchError> {
+        let Self {
+            ports,
+            mut keeper,
+            change,
+        } = self;
+        let result = match &forwarder.link {
+            None => Err(crate::ipc::IpcError::Closed),
+            Some(link) => keeper
+                .commit(change, &mut |supply, fds| link.supply(supply, fds))
+                .and_then(|()| link.supply(Supply::Complete, &[])),
+        };
+        if let Err(e) = result {
+            // It has said why; if not, this does.
+            forwarder.ended();
+            log::debug!("{e}");
+            return Err(LaunchError::Reported);
+        }
+        let network = Network::new(keeper, ports.scanner, ports.seen);
+        Ok(Forwarding::new(
+            network,
+            ports.tables,
+            ports.names,
+            ports.gate,
+            Instant::now(),
+        ))
+    }
+}
+
+/// Most listeners of both tables together, given how many descriptors there are: the forwarder holds all of them, and
+/// needs the rest for connections.
+fn budget(nofile: u64) -> usize {
+    let nofile = usize::try_from(nofile).unwrap_or(usize::MAX);
+    nofile.saturating_sub((nofile / 4).max(FREE))
+}
+
+/// Most listeners of the host's and of the namespace's table.
+fn budgets(host: &Rules, splice: &Rules, nofile: u64) -> (usize, usize) {
+    let all = budget(nofile);
+    let large = |rules: &Rules| rules.as_slice().iter().any(|rule| !rule.auto_scan);
+    let splice_share = match (large(host), large(splice)) {
+        (true, false) => all / SMALL_SHARE,
+        (false, true) => all.saturating_sub(all / SMALL_SHARE),
+        _ => all / 2,
+    };
+    (all.saturating_sub(splice_share), splice_share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_stay_free_for_connections() {
+        assert_eq!(budget(100), 0);
+        assert_eq!(budget(256), 0);
+        assert_eq!(budget(1024), 768);
+        assert_eq!(budget(20_000), 15_000);
+        assert_eq!(budget(1 << 20), 786_432);
+        let none = Rules::default();
+        for nofile in [0, 300, 1024, 20_000] {
+            let (host, splice) = budgets(&none, &none, nofile);
+            assert_eq!(host + splice, budget(nofile));
+        }
+    }
+}

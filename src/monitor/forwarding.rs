@@ -1,0 +1,291 @@
+//! The monitor's part in forwarding: listeners of the host's network, what the two networks tell each other, and
+//! changes of the rules.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::change::{Gate, Names, Tables};
+use super::network::Network;
+use super::ports::{Change, Failure, ServeError, Status};
+use super::{Agent, Forwarder};
+use crate::config::rules::{MAX_RULES, RuleId, Rules, Table};
+use crate::ipc::{IpcError, NamedRule, PortBlock, Request, Supply, ToAgent};
+
+/// Everything about forwarding that the monitor holds.
+#[derive(Debug)]
+pub struct Forwarding {
+    network: Network,
+    tables: Tables,
+    names: Names,
+    gate: Gate,
+    /// The forwarder takes supplies: it has been told to go.
+    going: bool,
+    /// A change that waits for the ns-agent.
+    pending: Option<Pending>,
+    /// What the ns-agent says of its rules.
+    splice: Vec<Status>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    tables: Tables,
+    change: Change<OwnedFd>,
+}
+
+/// How a change is getting on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The ns-agent has to answer first.
+    Pending,
+    /// In force.
+    Done,
+    /// Nothing has changed, for this reason.
+    Refused(String),
+}
+
+/// The two the monitor talks to. Both are processes that must not die: an error is the exit status.
+pub(super) struct Peers<'a> {
+    pub(super) forwarder: &'a mut Forwarder,
+    pub(super) agent: &'a mut Agent,
+}
+
+impl Peers<'_> {
+    fn tell(&mut self, message: &ToAgent) -> Result<(), u8> {
+        if self.agent.send(message) {
+            Ok(())
+        } else {
+            Err(self.agent.ended())
+        }
+    }
+
+    /// Do something that sends to the forwarder.
+    fn supply<T>(
+        &mut self,
+        act: impl FnOnce(&mut super::ports::Out<'_>) -> Result<T, IpcError>,
+    ) -> Result<T, u8> {
+        let link = self.forwarder.link.as_ref();
+        let result = act(&mut |supply: Supply, fds: &[BorrowedFd<'_>]| {
+            link.ok_or(IpcError::Closed)?.supply(supply, fds)
+        });
+        match result {
+            Ok(done) => Ok(done),
+            Err(IpcError::Closed) => Err(self.forwarder.ended()),
+            Err(e) => {
+                log::error!("Couldn't reach the forwarder: {e}");
+                Err(1)
+            }
+        }
+    }
+}
+
+impl Forwarding {
+    /// With the tables of the start in force. To be made before confinement: reserves memory.
+    #[must_use]
+    pub fn new(
+        mut network: Network,
+        tables: Tables,
+        names: Names,
+        gate: Gate,
+        now: Instant,
+    ) -> Self {
+        network.watch(now, tables.follows(Table::Splice));
+        Self {
+            network,
+            tables,
+            names,
+            gate,
+            going: false,
+            pending: None,
+            splice: Vec::with_capacity(MAX_RULES),
+        }
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// What new rules have to agree with.
+    #[must_use]
+    pub const fn gate(&self) -> Gate {
+        self.gate
+    }
+
+    /// How a rule is doing.
+    #[must_use]
+    pub fn status(&self, table: Table, rule: RuleId) -> Option<Status> {
+        let is = |status: &Status| status.rule == rule;
+        match table {
+            Table::Host => self.network.keeper.status().find(is),
+            Table::Splice => self.splice.iter().copied().find(is),
+        }
+    }
+
+    /// How long until [`Forwarding::tick`] has something to do.
+    pub(super) fn timeout(&self, now: Instant) -> Option<Duration> {
+        self.network.timeout(now).filter(|_| self.going)
+    }
+
+    /// Look at the host's network, and for ports that were busy, if it is time.
+    pub(super) fn tick(&mut self, now: Instant, peers: &mut Peers<'_>) -> Result<(), u8> {
+        if self.timeout(now) != Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let agent = peers.agent.link.as_ref();
+        let mut gone = false;
+        let mut tell = |block: PortBlock| {
+            let sent = agent.is_some_and(|link| link.send(&ToAgent::Ports(block)).is_ok());
+            gone |= !sent;
+            Ok(())
+        };
+        let forwarder = peers.forwarder.link.as_ref();
+        let mut out = |supply: Supply, fds: &[BorrowedFd<'_>]| {
+            forwarder.ok_or(IpcError::Closed)?.supply(supply, fds)
+        };
+        let result = self.network.tick(now, &mut tell, &mut out);
+        if gone {
+            return Err(peers.agent.ended());
+        }
+        result.map_err(|_| peers.forwarder.ended())
+    }
+
+    /// The forwarder wants something.
+    pub(super) fn serve(
+        &mut self,
+        now: Instant,
+        request: Request,
+        peers: &mut Peers<'_>,
+    ) -> Result<(), u8> {
+        let link = peers.forwarder.link.as_ref();
+        let mut out = |supply: Supply, fds: &[BorrowedFd<'_>]| {
+            link.ok_or(IpcError::Closed)?.supply(supply, fds)
+        };
+        match self.network.keeper.serve(request, now, &mut out) {
+            Ok(()) => Ok(()),
+            Err(ServeError::Misbehaved(_)) => Err(peers.forwarder.misbehaved()),
+            Err(ServeError::Ipc(_)) => Err(peers.forwarder.ended()),
+        }
+    }
+
+    /// The namespace's listeners have changed.
+    pub(super) fn namespace_ports(
+        &mut self,
+        now: Instant,
+        block: &PortBlock,
+        peers: &mut Peers<'_>,
+    ) -> Result<(), u8> {
+        self.network.told(block);
+        if self.going {
+            peers.supply(|out| self.network.keeper.follow(out))?;
+            self.network.arrange(now);
+        }
+        Ok(())
+    }
+
+    /// The forwarder has been told to go: listen for what the namespace has listened on since before.
+    pub(super) fn go(&mut self, peers: &mut Peers<'_>) -> Result<(), u8> {
+        self.going = true;
+        peers.supply(|out| self.network.keeper.follow(out))?;
+        self.network.arrange(Instant::now());
+        Ok(())
+    }
+
+    /// The ns-agent says how one of its rules is doing.
+    pub(super) fn splice_status(&mut self, status: Status) {
+        match self.splice.iter_mut().find(|s| s.rule == status.rule) {
+            Some(known) => *known = status,
+            None => {
+                let tables = &self.tables;
+                let pending = self.pending.as_ref().map(|p| &p.tables);
+                self.splice.retain(|s| {
+                    let named = |t: &Tables| t.has(Table::Splice, s.rule);
+                    named(tables) || pending.is_some_and(named)
+                });
+                if self.splice.len() < MAX_RULES {
+                    self.splice.push(status);
+                }
+            }
+        }
+    }
+
+    /// Put new tables into force.
+    pub(super) fn change(
+        &mut self,
+        host: &Rules,
+        splice: &Rules,
+        peers: &mut Peers<'_>,
+    ) -> Result<Outcome, u8> {
+        if self.pending.is_some() {
+            return Ok(Outcome::Refused("Another change is under way".to_owned()));
+        }
+        let Some(tables) = Tables::new(&mut self.names, &self.tables, host, splice) else {
+            let why = "More rules were added in one run than there are names for: restart it";
+            return Ok(Outcome::Refused(why.to_owned()));
+        };
+        let change = match self.network.keeper.prepare(tables.named(Table::Host)) {
+            Ok(change) => change,
+            Err(e) => return Ok(Outcome::Refused(e.to_string())),
+        };
+        let same = tables.named(Table::Splice) == self.tables.named(Table::Splice);
+        let pending = Pending { tables, change };
+        if same {
+            self.commit(pending, peers)?;
+            return Ok(Outcome::Done);
+        }
+        peers.tell(&ToAgent::Begin)?;
+        for (id, rule) in pending.tables.named(Table::Splice) {
+            // The gate has let the rule through: its interface has a name of the proper length.
+            if let Some(named) = NamedRule::new(*id, rule) {
+                peers.tell(&ToAgent::Rule(named))?;
+            }
+        }
+        peers.tell(&ToAgent::Prepare)?;
+        self.pending = Some(pending);
+        Ok(Outcome::Pending)
+    }
+
+    /// The ns-agent has what its new table needs.
+    pub(super) fn prepared(&mut self, peers: &mut Peers<'_>) -> Result<Outcome, u8> {
+        let Some(pending) = self.pending.take() else {
+            return Err(peers.agent.misbehaved());
+        };
+        peers.tell(&ToAgent::Commit)?;
+        self.commit(pending, peers)?;
+        Ok(Outcome::Done)
+    }
+
+    /// The ns-agent has not.
+    pub(super) fn failed(
+        &mut self,
+        (rule, port, errno): (RuleId, u16, i32),
+        peers: &mut Peers<'_>,
+    ) -> Result<Outcome, u8> {
+        let Some(pending) = self.pending.take() else {
+            return Err(peers.agent.misbehaved());
+        };
+        self.network.keeper.abort(pending.change);
+        let named = pending.tables.named(Table::Splice);
+        let why = match named.iter().find(|(id, _)| *id == rule) {
+            Some((id, rule)) => Failure::new(Table::Splice, *id, rule, port, errno).to_string(),
+            None => return Err(peers.agent.misbehaved()),
+        };
+        Ok(Outcome::Refused(why))
+    }
+
+    fn commit(&mut self, pending: Pending, peers: &mut Peers<'_>) -> Result<(), u8> {
+        let Pending { tables, change } = pending;
+        peers.supply(|out| {
+            self.network.keeper.commit(change, out)?;
+            self.network.keeper.follow(out)
+        })?;
+        let now = Instant::now();
+        self.network.watch(now, tables.follows(Table::Splice));
+        let follows = tables.follows(Table::Host);
+        if follows != self.tables.follows(Table::Host) {
+            peers.tell(&ToAgent::Watch(follows))?;
+        }
+        self.tables = tables;
+        Ok(())
+    }
+}
