@@ -438,7 +438,9 @@ fn explicit_ports_become_rules() {
 
 #[test]
 fn the_summary_reads_as_users_know_it() {
-    let text = summary(&run("pasta -S a.example -o 192.0.2.10 --outbound-if4 eth7"));
+    let text = summary(&run(
+        "pasta -S a.example -o 192.0.2.10 --outbound-if4 eth7 -t none -u none -T none -U none",
+    ));
     assert_eq!(
         text,
         "\
