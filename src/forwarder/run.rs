@@ -73,8 +73,6 @@ impl Forwarder {
                     },
                     Some(Token::Agent) => match self.worker.on_agent(now) {
                         Ok(()) => {}
-                        // The monitor knows, and ends us or is ending itself.
-                        Err(IpcError::Closed) => return Ok(()),
                         Err(e) => return Err(ForwarderError::Agent(e)),
                     },
                     Some(Token::Tap) => self.worker.on_tap(now).map_err(ForwarderError::Tap)?,

@@ -61,6 +61,8 @@ impl Worker {
                 Ok(Some(supply)) => self.supplied(now, supply, &mut fds),
                 Ok(None) => return Ok(()),
                 Err(IpcError::Lost(supply)) => self.lost(now, supply),
+                // The monitor decides what follows from its end, and says so.
+                Err(IpcError::Closed) => self.agent = None,
                 Err(e) => return Err(e),
             }
         }
@@ -226,7 +228,7 @@ impl Worker {
     pub(super) fn ask(&mut self, now: Instant, monitor: &ForwarderLink) -> Result<(), IpcError> {
         if let Some(agent) = &self.agent {
             while let Some(kind) = self.host.pool.lacking(now) {
-                if !agent.request(Request::Sockets(kind))? {
+                if !ask(agent, Request::Sockets(kind))? {
                     break;
                 }
                 self.host.pool.asked(kind);
@@ -246,7 +248,7 @@ impl Worker {
             };
             let sent = match (notice.table, &self.agent) {
                 (Table::Host, _) => monitor.request(request)?,
-                (Table::Splice, Some(agent)) => agent.request(request)?,
+                (Table::Splice, Some(agent)) => ask(agent, request)?,
                 (Table::Splice, None) => true,
             };
             if !sent {
@@ -263,6 +265,14 @@ impl Host {
     /// An unconnected socket of the namespace, if there is one.
     pub(super) fn namespace_socket(&mut self, kind: SocketKind) -> Option<OwnedFd> {
         self.pool.take(kind)
+    }
+}
+
+/// Ask the ns-agent. One that has gone has no room, until its end has been seen.
+fn ask(agent: &SupplyLink, request: Request) -> Result<bool, IpcError> {
+    match agent.request(request) {
+        Err(IpcError::Closed) => Ok(false),
+        other => other,
     }
 }
 
