@@ -14,10 +14,7 @@ impl Options {
     ///
     /// The first feature asked for that is missing.
     pub fn check_available(&self) -> Result<(), CliError> {
-        let missing = [
-            ("passt mode (virtual machines)", self.mode == Mode::Passt),
-            ("--conf-path (the control socket)", self.conf_path.is_some()),
-        ];
+        let missing = [("passt mode (virtual machines)", self.mode == Mode::Passt)];
         if let Some((what, _)) = missing.iter().find(|(_, asked)| *asked) {
             return Err(CliError::new(format!("{what} is not available yet")));
         }

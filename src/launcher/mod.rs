@@ -34,7 +34,7 @@ use crate::cli::{Options, Target};
 use crate::config::{Environment, Resolved, Verbosity, summary};
 use crate::ipc::{FromAgent, IpcError, TapReport};
 use crate::log::{Sinks, Syslog};
-use crate::monitor::{self, Control, Forwarding, Monitor, Signals, Style, Waiting, Watch};
+use crate::monitor::{self, Control, Facts, Forwarding, Monitor, Signals, Style, Waiting, Watch};
 use crate::sandbox::{self, Needs, Role};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
@@ -373,6 +373,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
             .control
             .map(|listener| Control::new(listener, Ids::current().uid.as_raw())),
         style,
+        facts: Facts::now(),
     };
     process::forget_text();
     let confined = sandbox::confine(Role::Monitor, own_mounts, needs)?;

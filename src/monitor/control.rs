@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::forwarding::Outcome as Progress;
 use crate::config::rules::{Context, MAX_RULES, Rule, Rules, Table};
 use crate::control::exchange::{Outcome, Request, parse_request};
 use crate::control::report::{RECORD, Record};
@@ -40,12 +41,8 @@ pub trait Instance {
     /// What rules of a table may ask for, and whether they may follow the other side's listeners.
     fn context(&self, table: Table) -> (Context, bool);
 
-    /// Begin to replace both tables. [`Control::finished`] is to be told how it ended, at any later time.
-    ///
-    /// # Errors
-    ///
-    /// Why it cannot even begin; nothing has changed.
-    fn change(&mut self, host: Rules, splice: Rules) -> Result<(), String>;
+    /// Replace both tables. If that is [`Progress::Pending`], [`Control::finished`] is to be told the end.
+    fn change(&mut self, host: &Rules, splice: &Rules) -> Progress;
 
     /// Our part of a report, piece by piece; `None` after the last.
     fn record(&self, index: usize) -> Option<Record>;
@@ -72,6 +69,8 @@ enum Stage {
 #[derive(Debug)]
 struct Client {
     socket: OwnedFd,
+    /// For the log.
+    pid: i32,
     stage: Stage,
     deadline: Instant,
 }
@@ -148,12 +147,18 @@ impl Control {
         }
     }
 
-    /// The change that [`Instance::change`] has begun has ended; `Err` says why nothing has changed.
-    pub fn finished(&mut self, result: Result<(), String>) {
-        let outcome = match result {
-            Ok(()) => Outcome::done(),
-            Err(why) => {
-                log::warn!("Can't change forwarding rules: {why}");
+    /// How the change that [`Instance::change`] has begun is getting on.
+    pub fn finished(&mut self, progress: Progress) {
+        let pid = self.client.as_ref().map_or(0, |client| client.pid);
+        let outcome = match progress {
+            Progress::Pending => return,
+            Progress::Done => {
+                log::info!("Forwarding rules changed by PID {pid}");
+                Outcome::done()
+            }
+            Progress::Refused(why) => {
+                let line = why.replace('\n', "; ");
+                log::warn!("Forwarding rules not changed for PID {pid}: {line}");
                 Outcome::refused(why)
             }
         };
@@ -174,10 +179,8 @@ impl Control {
                 return;
             }
         };
-        match unix::peer(socket.as_fd()) {
-            Ok(peer) if peer.uid == self.owner || peer.uid == 0 => {
-                log::info!("Accepted configuration client, PID {}", peer.pid);
-            }
+        let pid = match unix::peer(socket.as_fd()) {
+            Ok(peer) if peer.uid == self.owner || peer.uid == 0 => peer.pid,
             Ok(peer) => {
                 log::warn!("Refused a control client of user {}", peer.uid);
                 return;
@@ -186,7 +189,9 @@ impl Control {
                 log::warn!("Can't tell who a control client is: {}", Reason::from(e));
                 return;
             }
-        }
+        };
+        // Whoever only looks may come every second.
+        log::debug!("Accepted configuration client, PID {pid}");
         self.input.clear();
         self.output.clear();
         self.sent = 0;
@@ -202,6 +207,7 @@ impl Control {
         );
         self.client = Some(Client {
             socket,
+            pid,
             stage: Stage::Greeting,
             deadline: now.checked_add(PATIENCE).unwrap_or(now),
         });
@@ -312,8 +318,8 @@ impl Control {
         })?;
         match request {
             None => {}
-            Some(Request::Established(update)) => self.begin(&update, false, instance)?,
-            Some(Request::Apply(update)) => self.begin(&update, true, instance)?,
+            Some(Request::Established(update)) => self.begin(&update, false, instance),
+            Some(Request::Apply(update)) => self.begin(&update, true, instance),
             Some(Request::Report) => {
                 self.output.extend_from_slice(&Outcome::done().encode());
                 self.enter(Stage::Reporting { next: 0 });
@@ -328,27 +334,21 @@ impl Control {
     }
 
     /// New tables have arrived.
-    fn begin(
-        &mut self,
-        update: &Update,
-        answer: bool,
-        instance: &mut dyn Instance,
-    ) -> Result<(), Done> {
+    fn begin(&mut self, update: &Update, answer: bool, instance: &mut dyn Instance) {
         self.enter(Stage::Changing { answer });
-        let result = tables(update, instance).and_then(|(host, splice)| {
-            let same =
-                *instance.rules(Table::Host) == host && *instance.rules(Table::Splice) == splice;
-            if same {
-                return Ok(true);
+        let progress = match tables(update, instance) {
+            Err(why) => Progress::Refused(why),
+            Ok((host, splice)) => {
+                let same = *instance.rules(Table::Host) == host
+                    && *instance.rules(Table::Splice) == splice;
+                if same {
+                    Progress::Done
+                } else {
+                    instance.change(&host, &splice)
+                }
             }
-            instance.change(host, splice).map(|()| false)
-        });
-        match result {
-            Ok(false) => {}
-            Ok(true) => self.finished(Ok(())),
-            Err(why) => self.finished(Err(why)),
-        }
-        Ok(())
+        };
+        self.finished(progress);
     }
 
     fn answer(&mut self, outcome: &Outcome) {

@@ -46,7 +46,8 @@ pub struct Helper<S, R> {
     start: Instant,
     limit: RateLimit,
     explained: bool,
-    ready: bool,
+    /// What it has said of its confinement, once it has.
+    ready: Option<Achieved>,
 }
 
 impl<S: Serialize, R: Parcel> Helper<S, R> {
@@ -61,18 +62,28 @@ impl<S: Serialize, R: Parcel> Helper<S, R> {
             start: Instant::now(),
             limit: RateLimit::new(LINES_PER_SECOND),
             explained: false,
-            ready: false,
+            ready: None,
         }
     }
 
     /// It has said that it is confined.
     pub(super) const fn is_ready(&self) -> bool {
-        self.ready
+        self.ready.is_some()
+    }
+
+    /// What it has said of its confinement.
+    pub(super) fn achieved(&self) -> Achieved {
+        self.ready.unwrap_or_default()
+    }
+
+    /// Its process id, as we see it.
+    pub(super) fn pid(&self) -> u32 {
+        u32::try_from(self.child.pid.as_raw()).unwrap_or_default()
     }
 
     /// Its READY message: once only. `Err` is the exit status.
     pub(super) fn ready(&mut self, achieved: Achieved) -> Result<(), u8> {
-        if std::mem::replace(&mut self.ready, true) {
+        if self.ready.replace(achieved).is_some() {
             return Err(self.misbehaved());
         }
         log::debug!("{} confined: {achieved}", self.role.name());

@@ -25,6 +25,7 @@ pub mod change;
 mod control;
 mod forwarding;
 mod helper;
+mod instance;
 mod network;
 mod ns_agent;
 mod pool;
@@ -41,7 +42,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-use crate::config::rules::Rules;
 use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, ToAgent, ToForwarder};
 use crate::log::Sinks;
 use crate::sandbox::{Achieved, Confined};
@@ -53,6 +53,8 @@ use forwarding::Peers;
 pub use forwarding::{Forwarding, Outcome};
 use helper::Heard;
 pub use helper::Helper;
+pub use instance::Facts;
+use instance::View;
 pub use network::Network;
 pub use ns_agent::NsAgent;
 pub use signals::{Signals, Style};
@@ -95,6 +97,8 @@ pub struct Monitor {
     pub control: Option<Control>,
     /// How signals and the terminal are treated.
     pub style: Style,
+    /// About ourselves, for reports.
+    pub facts: Facts,
 }
 
 /// Only now does what an earlier run has left there go. What is no regular file has no size to set.
@@ -113,13 +117,14 @@ const GRACE: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 16;
 
 /// Sources of events, in the order of the poll table.
-const SOURCES: usize = 9;
+const SOURCES: usize = 10;
 
 impl Monitor {
     /// Watch until the end, then end this process with the whole program's status. The proof shows that
     /// we are confined. Does not return: the way out through `main` makes calls the filter forbids.
     pub fn run(mut self, confined: &Confined) -> ! {
         log::debug!("monitor confined: {}", confined.achieved());
+        self.facts.confinement = confined.achieved().bits();
         let status = loop {
             match self.round() {
                 Ok(()) => {}
@@ -167,15 +172,38 @@ impl Monitor {
             log::info!("The namespace is gone, exiting");
             return Err(0);
         }
-        self.with_forwarding(|forwarding, peers| forwarding.tick(Instant::now(), peers))
+        self.with_forwarding(|forwarding, peers| forwarding.tick(Instant::now(), peers))?;
+        self.serve_control(is(9))
     }
 
-    /// Put new tables into force. The answer may come later: see `Forwarding`. `Err` is the exit status.
-    ///
-    /// # Errors
-    /// Another process is gone.
-    pub fn change(&mut self, host: &Rules, splice: &Rules) -> Result<Outcome, u8> {
-        self.with_forwarding(|forwarding, peers| forwarding.change(host, splice, peers))
+    /// Let the control socket go on, if something happened there or it is time.
+    fn serve_control(&mut self, ready: bool) -> Result<(), u8> {
+        // Before everything runs there is nothing to change yet; clients wait in the queue.
+        let (Some(control), None) = (&mut self.control, &self.waiting) else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if !ready && control.deadline().is_none_or(|deadline| now < deadline) {
+            return Ok(());
+        }
+        let mut view = View {
+            facts: self.facts,
+            forwarding: &mut self.forwarding,
+            peers: Peers {
+                forwarder: &mut self.forwarder,
+                agent: &mut self.agent,
+            },
+            ended: None,
+        };
+        control.step(now, &mut view);
+        view.ended.map_or(Ok(()), Err)
+    }
+
+    /// A change has come to an end.
+    fn changed(&mut self, outcome: Outcome) {
+        if let Some(control) = &mut self.control {
+            control.finished(outcome);
+        }
     }
 
     fn with_forwarding<T>(&mut self, act: impl FnOnce(&mut Forwarding, &mut Peers<'_>) -> T) -> T {
@@ -186,8 +214,12 @@ impl Monitor {
         act(&mut self.forwarding, &mut peers)
     }
 
-    fn sources(&self) -> [Option<BorrowedFd<'_>>; SOURCES] {
-        [
+    fn sources(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; SOURCES] {
+        let control = match &self.control {
+            Some(control) if self.waiting.is_none() => control.awaited(),
+            _ => None,
+        };
+        let [a, b, c, d, e, f, g, h, i] = [
             Some(self.signals.as_fd()),
             self.watch.as_fd(),
             self.command.as_ref().map(|c| c.pidfd.as_fd()),
@@ -198,18 +230,23 @@ impl Monitor {
             self.agent.log(),
             self.agent.link.as_ref().map(MonitorEnd::as_fd),
         ]
+        .map(|fd| Some((fd?, PollFlags::POLLIN)));
+        [a, b, c, d, e, f, g, h, i, control]
     }
 
     fn wait(&self) -> Result<[bool; SOURCES], u8> {
         let sources = self.sources();
         // A source that is not there polls our signals for nothing: same descriptor, no events.
         let mut table = sources.map(|fd| match fd {
-            Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+            Some((fd, events)) => PollFd::new(fd, events),
             None => PollFd::new(self.signals.as_fd(), PollFlags::empty()),
         });
+        let now = Instant::now();
+        let client = self.control.as_ref().and_then(Control::deadline);
         let timeouts = [
             self.watch.interval(),
-            self.forwarding.timeout(Instant::now()),
+            self.forwarding.timeout(now),
+            client.map(|deadline| deadline.saturating_duration_since(now)),
         ];
         let timeout = timeouts.into_iter().flatten().min();
         match ppoll(&mut table, timeout.map(TimeSpec::from_duration), None) {
@@ -283,12 +320,14 @@ impl Monitor {
                     missing,
                 }),
                 FromAgent::Prepared => {
-                    self.with_forwarding(Forwarding::prepared)?;
+                    let outcome = self.with_forwarding(Forwarding::prepared)?;
+                    self.changed(outcome);
                 }
                 FromAgent::Failed { rule, port, errno } => {
-                    self.with_forwarding(|forwarding, peers| {
+                    let outcome = self.with_forwarding(|forwarding, peers| {
                         forwarding.failed((rule, port, errno), peers)
                     })?;
+                    self.changed(outcome);
                 }
             }
         }

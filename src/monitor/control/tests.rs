@@ -41,13 +41,13 @@ impl Instance for Fake {
         (BOTH, true)
     }
 
-    fn change(&mut self, host: Rules, splice: Rules) -> Result<(), String> {
+    fn change(&mut self, host: &Rules, splice: &Rules) -> Progress {
         if self.refuse {
-            return Err("no".to_owned());
+            return Progress::Refused("no".to_owned());
         }
         assert!(self.pending.is_none(), "two changes at once");
-        self.pending = Some((host, splice));
-        Ok(())
+        self.pending = Some((host.clone(), splice.clone()));
+        Progress::Pending
     }
 
     fn record(&self, index: usize) -> Option<Record> {
@@ -135,7 +135,8 @@ impl Bench {
         if result.is_ok() {
             (self.instance.host, self.instance.splice) = (host, splice);
         }
-        self.control.finished(result);
+        self.control
+            .finished(result.map_or_else(Progress::Refused, |()| Progress::Done));
         self.step();
     }
 }
