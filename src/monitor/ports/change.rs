@@ -115,6 +115,12 @@ impl<B: Binder> Keeper<B> {
 
     /// Forget a prepared table; its new sockets close.
     pub fn abort(&mut self, mut change: Change<B::Socket>) {
+        for fresh in &change.fresh {
+            let rule = change.book.find(fresh.rule);
+            if let Some((rule, port)) = rule.and_then(|r| Some((r, r.port(fresh.offset)?))) {
+                self.own.closed(rule.place.protocol, port);
+            }
+        }
         change.clear();
         self.spare = Some(change);
     }
@@ -209,6 +215,8 @@ impl<B: Binder> Keeper<B> {
         match self.bind_patiently(rule, port) {
             Ok(socket) => {
                 change.book.set(rule, offset, true);
+                // From now on a scan finds it.
+                self.own.opened(rule.place.protocol, port);
                 change.fresh.push(Fresh {
                     rule: rule.id,
                     offset,

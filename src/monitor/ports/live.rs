@@ -14,10 +14,11 @@ use crate::config::ports::{PortSets, Ports};
 use crate::config::rules::{Protocol, RuleId};
 use crate::ipc::{IpcError, Request};
 
-/// Most ports opened by one [`Keeper::follow`].
-const FOLLOW_WORK: usize = 1024;
-/// Most ports tried again by one [`Keeper::retry`], and how long until the next.
-const RETRY_WORK: usize = 32;
+/// Most ports opened by one [`Keeper::follow`] or [`Keeper::retry`].
+const MOST_OPENED: usize = 1024;
+/// One call of [`Keeper::retry`] ends after so many refusals, and the next may come after that time; at once if
+/// ports were to be had: somebody is giving up many.
+const RETRY_REFUSALS: usize = 32;
 const RETRY_PERIOD: Duration = Duration::from_secs(1);
 /// Requests answered in one [`QUOTA_PERIOD`]; what is asked for beyond that comes with the retries.
 const QUOTA: u32 = 256;
@@ -73,6 +74,44 @@ impl Pace {
         self.served = self.served.saturating_add(1);
         self.served <= QUOTA
     }
+}
+
+/// How much one call may still do.
+struct Work {
+    left: usize,
+    /// What a refusal costs; an opened port costs 1.
+    refusal: usize,
+    opened: usize,
+}
+
+impl Work {
+    const fn new(refusal: usize) -> Self {
+        Self {
+            left: MOST_OPENED,
+            refusal,
+            opened: 0,
+        }
+    }
+
+    fn spend(&mut self, attempt: &Attempt) {
+        self.left = match attempt {
+            Attempt::Opened => {
+                self.opened = self.opened.saturating_add(1);
+                self.left.saturating_sub(1)
+            }
+            Attempt::Refused => self.left.saturating_sub(self.refusal),
+            Attempt::Starved => 0,
+        };
+    }
+}
+
+/// What came of trying to open a port.
+enum Attempt {
+    Opened,
+    /// This one cannot be had.
+    Refused,
+    /// None can be had now.
+    Starved,
 }
 
 /// The ports we listen on, and those we did a moment ago.
@@ -146,7 +185,7 @@ impl<B: Binder> Keeper<B> {
         }
         self.changed = false;
         self.close_surplus(out)?;
-        let mut work = FOLLOW_WORK;
+        let mut work = Work::new(1);
         let mut batch = Batch::default();
         for index in 0..self.book.rules().len() {
             match self.book.rules().get(index).copied() {
@@ -156,7 +195,7 @@ impl<B: Binder> Keeper<B> {
                 _ => {}
             }
         }
-        self.changed = work == 0;
+        self.changed = work.left == 0;
         batch.flush(out)
     }
 
@@ -183,7 +222,7 @@ impl<B: Binder> Keeper<B> {
         &mut self,
         rule: &Kept,
         from: u32,
-        work: &mut usize,
+        work: &mut Work,
         batch: &mut Batch<B::Socket>,
         out: &mut Out<'_>,
     ) -> Result<Option<u32>, IpcError> {
@@ -194,13 +233,11 @@ impl<B: Binder> Keeper<B> {
                 if u32::from(offset) < from || hopeless {
                     continue;
                 }
-                if *work == 0 {
+                if work.left == 0 {
                     return Ok(Some(u32::from(offset)));
                 }
-                *work = work.saturating_sub(1);
-                if !self.open_port(rule, offset, batch, out)? {
-                    *work = 0;
-                }
+                let attempt = self.open_port(rule, offset, batch, out)?;
+                work.spend(&attempt);
             }
         }
         Ok(None)
@@ -210,19 +247,19 @@ impl<B: Binder> Keeper<B> {
         rule.wanted(word, &self.other) & !self.book.open(rule, word)
     }
 
-    /// Try to open one port. False: no port can be opened now.
+    /// Try to open one port.
     fn open_port(
         &mut self,
         rule: &Kept,
         offset: u16,
         batch: &mut Batch<B::Socket>,
         out: &mut Out<'_>,
-    ) -> Result<bool, IpcError> {
+    ) -> Result<Attempt, IpcError> {
         let Some(port) = rule.port(offset) else {
-            return Ok(true);
+            return Ok(Attempt::Refused);
         };
         if self.open >= self.context.budget {
-            return Ok(false);
+            return Ok(Attempt::Starved);
         }
         match self.bind(rule, port) {
             Ok(socket) => {
@@ -230,11 +267,15 @@ impl<B: Binder> Keeper<B> {
                 self.own.opened(rule.place.protocol, port);
                 self.open = self.open.saturating_add(1);
                 batch.push(rule.id, offset, socket, out)?;
-                Ok(true)
+                Ok(Attempt::Opened)
             }
             Err(e) => {
                 self.pace.denied(&e, port);
-                Ok(!starved(&e))
+                Ok(if starved(&e) {
+                    Attempt::Starved
+                } else {
+                    Attempt::Refused
+                })
             }
         }
     }
@@ -256,13 +297,15 @@ impl<B: Binder> Keeper<B> {
     /// # Errors
     /// The forwarder cannot be told: the end.
     pub fn retry(&mut self, now: Instant, out: &mut Out<'_>) -> Result<(), IpcError> {
-        self.own.rotate(now, &self.book);
-        let early = |since| now.saturating_duration_since(since) < RETRY_PERIOD;
-        if self.is_frozen() || self.pace.retried.is_some_and(early) {
+        if self.is_frozen() {
             return Ok(());
         }
-        self.pace.retried = Some(now);
-        let mut work = RETRY_WORK;
+        self.own.rotate(now, &self.book);
+        let early = |since| now.saturating_duration_since(since) < RETRY_PERIOD;
+        if self.pace.retried.is_some_and(early) {
+            return Ok(());
+        }
+        let mut work = Work::new(MOST_OPENED / RETRY_REFUSALS);
         let mut batch = Batch::default();
         let rules = self.book.rules().len();
         // Once round, and the part of the first rule that was left out once more.
@@ -280,6 +323,7 @@ impl<B: Binder> Keeper<B> {
                 None => self.pace.cursor = (index.saturating_add(1), 0),
             }
         }
+        self.pace.retried = (work.opened < RETRY_REFUSALS).then_some(now);
         batch.flush(out)
     }
 

@@ -360,6 +360,8 @@ fn auto(first: u16, last: u16) -> Rule {
 
 const TCP: Protocol = Protocol::Tcp;
 const UDP: Protocol = Protocol::Udp;
+/// As many as one call of `retry` tries in vain.
+const RETRIES: usize = 32;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
@@ -592,6 +594,38 @@ fn nothing_moves_while_a_change_is_prepared() {
     b.keeper.abort(change);
     b.follow();
     assert_eq!(b.ports(), [70]);
+}
+
+#[test]
+fn ports_of_a_change_are_ours_from_the_first_moment() {
+    let mut b = Bench::new(1000);
+    let change = b.keeper.prepare(&b.named(&[rule(80, 80)])).unwrap();
+    assert!(b.keeper.own_ports().tcp.contains(80));
+    b.retry(SECOND);
+    assert!(b.keeper.own_ports().tcp.contains(80));
+    b.keeper.abort(change);
+    assert!(b.keeper.is_restless());
+    for _ in 0..3 {
+        b.retry(SECOND);
+    }
+    assert!(!b.keeper.own_ports().tcp.contains(80));
+}
+
+#[test]
+fn many_ports_given_up_by_somebody_are_soon_taken() {
+    let mut b = Bench::new(5000);
+    b.world().busy.extend((2..=3000).map(|p| (TCP, p)));
+    b.apply(&[best(1, 3000)]).unwrap();
+    b.retry(SECOND);
+    let binds = b.world().binds;
+    b.retry(SECOND);
+    assert_eq!(b.world().binds, binds + RETRIES, "busy ports cost little");
+    b.world().busy.clear();
+    b.retry(SECOND);
+    for _ in 0..3 {
+        b.retry(Duration::from_millis(1));
+    }
+    assert_eq!(b.ports().len(), 3000);
 }
 
 #[test]
