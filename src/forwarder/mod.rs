@@ -187,7 +187,12 @@ impl Forwarder {
             Err(IpcError::Closed) => return Ok(()),
             other => other.map_err(ForwarderError::Monitor)?,
         }
-        self.worker.begin(self.clock.now());
+        let now = self.clock.now();
+        self.worker.begin(now);
+        match self.worker.ask(now, &self.link) {
+            Err(IpcError::Closed) => return Ok(()),
+            other => other.map_err(ForwarderError::Monitor)?,
+        }
         self.event_loop()
     }
 }

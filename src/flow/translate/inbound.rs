@@ -1,7 +1,7 @@
 //! The decision for what comes from outside: to the guest as frames, or round the tap from loopback to loopback.
 //!
-//! A peer on the host's loopback takes the bypass where there is one; everybody else reaches the guest through the
-//! tap, at the address a rule names, else at the one the guest was last seen to use, else at the one it was
+//! A peer on the host's loopback takes the bypass where there is one, unless the rule names an address that may lie
+//! beyond the guest; everybody else reaches the guest through the tap, at the address a rule names, else at the one the guest was last seen to use, else at the one it was
 //! assigned. The peer's own address is shown to the guest wherever the guest could answer to it.
 //!
 //! What must never happen: the guest seeing a loopback address, or its own, as the source of something
@@ -73,11 +73,16 @@ pub fn inbound(
     peer: Endpoint,
     local: IpAddr,
 ) -> Result<Inbound, Drop> {
-    if cfg.splice.inbound && peer.ip.is_loopback() {
+    let bypass = cfg.splice.only || forward.target.is_none_or(|target| target.is_loopback());
+    if cfg.splice.inbound && peer.ip.is_loopback() && bypass {
         return splice_in(cfg, seen, forward, peer.ip, local);
     }
     if cfg.splice.only {
         return Err(Drop::Disabled);
+    }
+    if forward.target.is_some_and(|target| target.is_loopback()) {
+        // No kernel takes that from an interface.
+        return Err(Drop::BadDestination);
     }
     let remote = inbound_source(cfg, seen, peer.ip)?;
     let guest = match forward.target {
@@ -362,6 +367,31 @@ mod tests {
             go(&cfg, "127.0.0.1", "127.0.0.1"),
             Ok(Inbound::Tap(_))
         ));
+    }
+
+    #[test]
+    fn a_target_is_reached_over_the_tap_unless_only_the_bypass_leads_there() {
+        let mut cfg = config();
+        let go = |cfg: &Config, peer, target| {
+            let peer = Endpoint::new(ip(peer), 4000);
+            inbound(
+                cfg,
+                &Seen::default(),
+                forward(Some(target)),
+                peer,
+                ip("127.0.0.1"),
+            )
+        };
+        let over_tap = |way: Result<Inbound, Drop>| matches!(way, Ok(Inbound::Tap(_)));
+        let round = |way: Result<Inbound, Drop>| matches!(way, Ok(Inbound::Splice { .. }));
+        assert!(over_tap(go(&cfg, "127.0.0.1", "192.0.2.99")));
+        assert!(round(go(&cfg, "127.0.0.1", "127.0.0.5")));
+        assert_eq!(
+            go(&cfg, "198.51.100.7", "127.0.0.5"),
+            Err(Drop::BadDestination)
+        );
+        cfg.splice.only = true;
+        assert!(round(go(&cfg, "127.0.0.1", "192.0.2.99")));
     }
 
     #[test]
