@@ -7,12 +7,16 @@ use nix::unistd::Pid;
 
 use crate::exec::{SOON, nothing_left, poll_until, processes, spawn};
 use crate::harness::{PASTA, need, need_tap_for_users, tests};
+use crate::reach::{Protocol, Server, reachable_within};
 use crate::servers::{dns, echo, http};
-use crate::world::{DNS4, HOST4, Netns, PEER4, PEER6, World, accept, shell};
+use crate::world::{DNS4, HOST4, HOST6, Netns, PEER4, PEER6, World, accept, shell};
 
 tests![
     podman_run,
     podman_run_options,
+    podman_ports,
+    podman_port_in_use,
+    podman_auto_ports,
     podman_map_gw,
     podman_option_twice,
     podman_man_page_example,
@@ -22,6 +26,7 @@ tests![
     buildah,
     rootlesskit_2,
     rootlesskit_3,
+    rootlesskit_implicit_ports,
     rootlesskit_detached_netns;
     root: rootlesskit_as_user,
 ];
@@ -109,6 +114,78 @@ fn podman_run_options() {
             "{options}: it does not go"
         );
     }
+}
+
+/// Published ports as podman writes them: what, where a client finds it, what is bound inside.
+fn podman_ports() {
+    let w = World::direct();
+    let own4 = format!("{HOST4}%host0/5064:5064");
+    let own6 = format!("{HOST6}/5064-5064:5065-5065");
+    for (option, value, port, inside) in [
+        ("-t", "8201-8201:80-80", (HOST4, 8201), 80),
+        ("-t", "8210-8214:9210-9214", (HOST6, 8214), 9214),
+        ("-t", "127.0.0.1/8220-8220:53-53", ("127.0.0.1", 8220), 53),
+        ("-u", "127.0.0.1/8220-8220:53-53", ("127.0.0.1", 8220), 53),
+        ("-u", "0.0.0.0/8220-8220:53-53", (HOST4, 8220), 53),
+        ("-t", &own6, (HOST6, 5064), 5065),
+        ("--tcp-ports", &own4, (HOST4, 5064), 5064),
+        ("--udp-ports", "::1%lo/5064:5064", ("::1", 5064), 5064),
+    ] {
+        let ns = Netns::new("each");
+        let line = PODMAN.replace("--config-net", &format!("--config-net {option} {value}"));
+        // It adds "none" only for protocols without a published port.
+        let (protocol, line) = match option.trim_start_matches('-').as_bytes()[0] {
+            b't' => (Protocol::Tcp, line.replace(" -t none", "")),
+            _ => (Protocol::Udp, line.replace(" -u none", "")),
+        };
+        call(&w, &line, &ns.path());
+        let _server = Server::new(protocol, &ns, ("::", inside));
+        let client = if port.0.ends_with(".1") && port.0 != HOST4 || port.0 == "::1" {
+            &w.host
+        } else {
+            &w.peer
+        };
+        reachable_within(SOON, protocol, client, port);
+        Netns::retire("each");
+        assert!(
+            poll_until(SOON, || processes().is_empty()),
+            "{option} {value}: it does not go"
+        );
+    }
+}
+
+/// podman passes on what it says, and callers look for this in it.
+fn podman_port_in_use() {
+    let w = World::direct();
+    let _busy = w.host.listen(("::", 8777));
+    let ns = podman_namespace();
+    let line = PODMAN
+        .replace("pasta ", &format!("{PASTA} "))
+        .replace(" -t none", " -t 8777-8777:80-80")
+        .replace(" N ", &format!(" {} ", ns.path()));
+    let output = w.host.try_sh(&format!("{line} 2>&1"));
+    assert_eq!(output.code, 1);
+    assert!(
+        output.out.contains("port */8777: Address already in use\n"),
+        "{}",
+        output.out
+    );
+    nothing_left();
+}
+
+/// `--network pasta:-t,auto,-u,auto,-T,auto,-U,auto`
+fn podman_auto_ports() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    let line = PODMAN.replace(
+        " -t none -u none -T none -U none",
+        " -t auto -u auto -T auto -U auto",
+    );
+    call(&w, &line, &ns.path());
+    let _inside = Server::tcp(&ns, (HOST4, 8080));
+    reachable_within(SOON, Protocol::Tcp, &w.peer, (HOST4, 8080));
+    let _outside = Server::tcp(&w.host, ("127.0.0.1", 9090));
+    reachable_within(SOON, Protocol::Tcp, &ns, ("127.0.0.1", 9090));
 }
 
 fn podman_map_gw() {
@@ -320,6 +397,27 @@ fn rootlesskit_3() {
         "left behind: {:?}",
         processes()
     );
+}
+
+/// --port-driver=implicit: what listens inside, on loopback or not, is found on the host's loopback.
+fn rootlesskit_implicit_ports() {
+    let w = World::direct();
+    let (running, _) = child(&w.host, "true");
+    let line = ROOTLESSKIT_3
+        .replace("pasta ", &format!("{PASTA} "))
+        .replace("ports=none", "ports=auto");
+    w.host.sh(&format!("{line} {} >out 2>&1", running.id()));
+    let ns = Netns::of(running.id());
+    let servers = [
+        Server::tcp(&ns, ("127.0.0.1", 8080)),
+        Server::udp(&ns, ("127.0.0.1", 8080)),
+    ];
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        reachable_within(SOON, protocol, &w.host, ("127.0.0.1", 8080));
+    }
+    drop((servers, ns));
+    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
+    running.finish(SOON);
 }
 
 /// --detach-netns: a namespace on a path in the child's mount namespace.

@@ -9,7 +9,24 @@ use crate::harness::under_test;
 
 /// Test name, and the paragraph of DIFFERENCES.md that says why it is not asked of the established program.
 const TABLE: &[(&str, &str)] = &[
+    ("auto::idle", "idle"),
+    ("auto::remapped", "automatic and remapped"),
     ("config::many_routes", "number of routes"),
+    ("control::busy_port_changes_nothing", "changes that fail"),
+    ("control::busy_port_in_the_namespace", "changes that fail"),
+    ("control::changes_under_load", "changes under load"),
+    ("control::json", "reports"),
+    ("control::json_of_many_flows", "reports"),
+    ("control::others_are_refused", "control socket"),
+    ("control::retarget", "delete and add"),
+    ("control::silent_client", "control socket"),
+    ("control::socket_is_private", "control socket"),
+    ("control::symbolic_link", "control socket"),
+    (
+        "control::unchanged_rules_keep_connections",
+        "delete and add",
+    ),
+    ("control::watch", "reports"),
     ("dhcp::neighbour_solicitation", "source of advertisements"),
     ("dns::odd_resolv_conf", "blanks in resolv.conf"),
     ("icmp::ping_fragments", "fragments"),
@@ -25,6 +42,8 @@ const TABLE: &[(&str, &str)] = &[
     ),
     ("modes::sigterm_ends_the_command", "end of the command"),
     ("observe::idle_is_idle", "idle"),
+    ("splice::more_than_descriptors_allow", "descriptors"),
+    ("ports::all_under_a_small_limit", "descriptors"),
     ("tcp::both_directions_at_once", "stalls"),
     ("tcp::large_buffers", "stalls"),
     ("tcp::mtu_1280", "stalls"),
@@ -57,4 +76,10 @@ pub fn established() -> bool {
 pub fn skip_reason(name: &str) -> Option<String> {
     let (_, why) = TABLE.iter().find(|(n, _)| *n == name)?;
     established().then(|| format!("the established program differs: {why}"))
+}
+
+/// The established program gives up on `all` when the descriptors do not suffice for every port.
+pub fn all_ports_fail() -> bool {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    established() && limit.is_ok_and(|(_, hard)| hard < 70_000)
 }

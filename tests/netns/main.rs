@@ -24,6 +24,7 @@
     reason = "a test process hands its verdict to the runner as its exit status"
 )]
 
+mod auto;
 mod clients;
 mod config;
 mod dhcp;
@@ -33,10 +34,15 @@ mod errors;
 mod exec;
 mod harness;
 mod icmp;
+mod inbound;
 mod mapping;
+mod matrix;
 mod modes;
 mod observe;
+mod ports;
+mod reach;
 mod servers;
+mod splice;
 mod tcp;
 mod udp;
 mod world;
@@ -45,15 +51,20 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     harness::main(&[
+        ("auto", auto::TESTS),
         ("clients", clients::TESTS),
         ("config", config::TESTS),
         ("dhcp", dhcp::TESTS),
         ("dns", dns::TESTS),
         ("errors", errors::TESTS),
         ("icmp", icmp::TESTS),
+        ("inbound", inbound::TESTS),
         ("mapping", mapping::TESTS),
+        ("matrix", matrix::TESTS),
         ("modes", modes::TESTS),
         ("observe", observe::TESTS),
+        ("ports", ports::TESTS),
+        ("splice", splice::TESTS),
         ("tcp", tcp::TESTS),
         ("udp", udp::TESTS),
     ])

@@ -58,6 +58,11 @@ impl Netns {
         std::thread::scope(|s| s.spawn(make).join().expect("a network namespace"))
     }
 
+    /// The namespace of a process.
+    pub fn of(pid: i32) -> Netns {
+        Netns::keep(&format!("of-{pid}"), &format!("/proc/{pid}/ns/net"))
+    }
+
     fn keep(name: &str, source: &str) -> Netns {
         let path = format!("/run/netns/{name}");
         fs::write(&path, "").expect("tmpfs");
@@ -330,14 +335,20 @@ impl World {
         Guest { ns, pasta }
     }
 
-    /// Runs `pasta ARGS --netns PATH` in the background; it must be ready when its parent exits.
+    /// Runs `pasta ARGS --netns PATH` in the background, without forwarding but what ARGS say; it must be
+    /// ready when its parent exits.
     #[track_caller]
     pub fn attach(&self, ns: &Netns, args: &[&str]) -> Pasta {
+        self.attach_bare(ns, &[&NO_FORWARDS, args].concat())
+    }
+
+    /// The same with its own defaults for forwarding.
+    #[track_caller]
+    pub fn attach_bare(&self, ns: &Netns, args: &[&str]) -> Pasta {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let (pid_file, log) = (format!("{DIR}/pasta{n}.pid"), format!("{DIR}/pasta{n}.log"));
-        let mut all = NO_FORWARDS.to_vec();
-        all.extend(args);
+        let mut all = args.to_vec();
         all.extend(["-P", &pid_file, "-l", &log, "--netns"]);
         let path = ns.path();
         all.push(&path);
