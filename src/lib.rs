@@ -7,16 +7,18 @@
 //!   program                         argv in, exit status out
 //!   launcher   cli netlink          the start: everything that needs a path or a privilege
 //!      | clones, then becomes
-//!   monitor    ipc log              waits; decides when all ends; sees no traffic
-//!   ns-agent   (launcher::agent)    makes the tap in the target namespace
+//!   monitor    ipc log control      listens on the host, decides when all ends; sees no traffic
+//!   ns-agent   (monitor::ns_agent)  made the tap in the target namespace; listens there
 //!   forwarder  sandbox              event loop; no privilege; built only from a proof of confinement
 //!   ------------------------------  the guest's bytes are seen from here down
 //!   tcp  udp  icmp  services        protocol engines: events in, actions out, no system call, no clock
 //!   flow  tap                       who talks to whom; frames in and out, with offloads
 //!   wire                            packet formats: bytes in, values out, and back
 //!   ------------------------------
+//!   pesto                           a program of its own: shows and changes what an instance forwards
 //!   config  addr  clock  stats      values everybody shares
 //!   pcap                            the capture file
+//!   control                         what `pesto` and a running instance say to each other
 //!   sys                             system calls: the only `unsafe`
 //! ```
 //!
