@@ -176,7 +176,10 @@ fn a_command_that_fails_sends_nothing() {
             "Forwarding configuration conflict",
         ),
         (&["-D", "-t", "8081"], "Couldn't find forwarding rule"),
-        (&["-A", "-t", "9", "-C", "host"], "Unsupported pif name host"),
+        (
+            &["-A", "-t", "9", "-C", "host"],
+            "Unsupported pif name host",
+        ),
         (&["--json"], "gives no reports"),
         (&["--watch"], "gives no reports"),
     ] {

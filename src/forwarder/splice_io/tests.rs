@@ -232,6 +232,23 @@ fn bulk_passes_without_a_single_pipe() {
 }
 
 #[test]
+fn many_slow_receivers_do_not_use_up_what_all_programs_share() {
+    let mut pipes = Pipes::new(256);
+    let taken: Vec<_> = std::iter::from_fn(|| pipes.take()).collect();
+    assert_eq!(taken.len(), 32, "a quarter of the descriptors");
+    assert!(taken[LARGE..].iter().all(|p| p.size() <= ORDINARY));
+    let large = taken.iter().filter(|p| is_large(p)).count();
+    for pipe in taken.into_iter().rev() {
+        pipes.put(pipe);
+    }
+    assert_eq!((pipes.live, pipes.stock.len()), (STOCK, STOCK));
+    assert_eq!(pipes.large, large, "these are kept, and lent first");
+    for n in 0..STOCK {
+        assert_eq!(pipes.take().is_some_and(|p| is_large(&p)), n < large);
+    }
+}
+
+#[test]
 fn a_receiver_that_stops_neither_spins_nor_stalls_the_other_direction() {
     let mut w = World::tight();
     let (mut client, mut server) = w.pair();

@@ -18,7 +18,7 @@
 use super::io::{Io, SocketError};
 
 /// Bytes one lane may move in one turn, about: others want theirs.
-const TURN: usize = 512 << 10;
+const TURN: usize = 1 << 20;
 /// Most bytes asked of one splice(2).
 const LOAD: usize = 1 << 20;
 /// A bulk turn that moves less is none.
