@@ -4,7 +4,7 @@
 //! stack: the guest's kernel and the host's both have one, and what lies between only translates.
 //!
 //! ```text
-//!   program                         argv in, exit status out
+//!   program    pesto                argv in, exit status out; pesto is the client of the control socket
 //!   launcher   cli netlink          the start: everything that needs a path or a privilege
 //!      | clones, then becomes
 //!   monitor    ipc log control      listens on the host, decides when all ends; sees no traffic
@@ -17,6 +17,7 @@
 //!   ------------------------------
 //!   pesto                           a program of its own: shows and changes what an instance forwards
 //!   config  addr  clock  stats      values everybody shares
+//!   control                         what goes over the control socket
 //!   pcap                            the capture file
 //!   control                         what `pesto` and a running instance say to each other
 //!   sys                             system calls: the only `unsafe`

@@ -100,7 +100,7 @@ fn greeting(socket: &mut UnixStream) -> Result<Vec<Pif>, PestoError> {
         match socket.read(&mut chunk) {
             Ok(0) => {
                 let text = if bytes.is_empty() {
-                    "No data available (an instance serves its own user and root only)"
+                    "No data available (does the instance run as another user?)"
                 } else {
                     "it breaks off"
                 };

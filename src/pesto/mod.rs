@@ -91,21 +91,25 @@ pub enum PestoError {
 pub fn run(argv: &[OsString], out: &mut dyn Write) -> Result<(), PestoError> {
     match args::parse(argv)? {
         Invocation::Help(text) | Invocation::Version(text) => out.write_all(text.as_bytes())?,
-        Invocation::Run(plan) => match plan.output {
-            Output::Tables => tables(&plan, out)?,
-            Output::Json => {
-                let report = report::fetch(&plan.path)?;
-                json::write(&report, out)?;
-            }
-            Output::Watch => watch::run(&plan.path, out)?,
-        },
+        Invocation::Run(plan) => carry_out(&plan, out)?,
     }
     out.flush()?;
     Ok(())
 }
 
+fn carry_out(plan: &Plan, out: &mut dyn Write) -> Result<(), PestoError> {
+    let ephemeral = crate::config::ephemeral_ports();
+    // The last file we need: what the other side sends is not to open another.
+    let _ = crate::sandbox::forbid_files();
+    match plan.output {
+        Output::Tables => tables(plan, ephemeral, out),
+        Output::Json => Ok(json::write(&report::fetch(&plan.path)?, out)?),
+        Output::Watch => watch::run(&plan.path, out),
+    }
+}
+
 /// Show the tables, or change them.
-fn tables(plan: &Plan, out: &mut dyn Write) -> Result<(), PestoError> {
+fn tables(plan: &Plan, ephemeral: (u16, u16), out: &mut dyn Write) -> Result<(), PestoError> {
     let path = shown(&plan.path);
     let mut connection = Connection::open(&plan.path)?;
     if plan.debug {
@@ -115,7 +119,6 @@ fn tables(plan: &Plan, out: &mut dyn Write) -> Result<(), PestoError> {
         show::tables(out, "passt/pasta", &path, connection.tables())?;
         return Ok(());
     }
-    let ephemeral = crate::config::ephemeral_ports();
     let changed = edit::apply(connection.tables(), &plan.commands, ephemeral)?;
     for warning in &changed.warnings {
         let _ = writeln!(io::stderr(), "{warning}");

@@ -25,6 +25,7 @@ use nix::sys::resource::{Resource, setrlimit};
 
 use crate::sys;
 
+pub use landlock::forbid_files;
 pub use policy::Role;
 
 /// Why confinement failed.
