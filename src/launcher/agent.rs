@@ -5,6 +5,7 @@
 //! entering again would.
 
 use std::convert::Infallible;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -169,7 +170,8 @@ fn serve(
         ),
         ..plan.needs
     };
-    let mut agent = NsAgent::new(link, forwarder, network);
+    // Never dropped: giving memory back is a system call the filter forbids.
+    let mut agent = ManuallyDrop::new(NsAgent::new(link, forwarder, network));
     let own_mounts = sandbox::unshare(Role::NsAgent, needs);
     let confined = sandbox::confine(Role::NsAgent, own_mounts, needs)?;
     Ok(agent.run(&confined)?)

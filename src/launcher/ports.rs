@@ -20,9 +20,9 @@ use crate::netlink::diag::Scanner;
 /// Descriptors that stay free for connections whatever is forwarded: a quarter of all, and at least this many.
 const FREE: usize = 256;
 
-/// The part of the listeners that a table with automatic rules only may have, as a divisor: nobody listens on many
-/// ports at once.
-const SMALL_SHARE: usize = 8;
+/// The part of all descriptors that listeners of a table with automatic rules only may have on top, as a divisor: nobody
+/// listens on many ports at once.
+const SMALL_SHARE: usize = 16;
 
 /// Everything about forwarding that is decided before the first fork.
 #[derive(Debug)]
@@ -155,40 +155,62 @@ impl Bound {
     }
 }
 
-/// Most listeners of both tables together, given how many descriptors there are: the forwarder holds all of them, and
-/// needs the rest for connections.
-fn budget(nofile: u64) -> usize {
+/// Most listeners of the host's and of the namespace's table, given how many descriptors there are: the forwarder holds
+/// all of them, and needs the rest for connections.
+fn budgets(host: &Rules, splice: &Rules, nofile: u64) -> (usize, usize) {
     let nofile = usize::try_from(nofile).unwrap_or(usize::MAX);
-    nofile.saturating_sub((nofile / 4).max(FREE))
+    let all = nofile.saturating_sub((nofile / 4).max(FREE));
+    let few = all.min(nofile / SMALL_SHARE);
+    match (wanted(host), wanted(splice)) {
+        (_, 0) => (all, few),
+        (0, _) => (few, all),
+        (h, s) => {
+            let splice = all.saturating_mul(s) / h.saturating_add(s);
+            (all.saturating_sub(splice), splice)
+        }
+    }
 }
 
-/// Most listeners of the host's and of the namespace's table.
-fn budgets(host: &Rules, splice: &Rules, nofile: u64) -> (usize, usize) {
-    let all = budget(nofile);
-    let large = |rules: &Rules| rules.as_slice().iter().any(|rule| !rule.auto_scan);
-    let splice_share = match (large(host), large(splice)) {
-        (true, false) => all / SMALL_SHARE,
-        (false, true) => all.saturating_sub(all / SMALL_SHARE),
-        _ => all / 2,
-    };
-    (all.saturating_sub(splice_share), splice_share)
+/// How many ports a table may listen on, without those that only follow somebody.
+fn wanted(rules: &Rules) -> usize {
+    rules
+        .as_slice()
+        .iter()
+        .filter(|rule| !rule.auto_scan)
+        .map(|rule| usize::from(rule.last.saturating_sub(rule.first)).saturating_add(1))
+        .sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::rules::{Context, Protocol, Spec};
 
     #[test]
     fn descriptors_stay_free_for_connections() {
-        assert_eq!(budget(100), 0);
-        assert_eq!(budget(256), 0);
-        assert_eq!(budget(1024), 768);
-        assert_eq!(budget(20_000), 15_000);
-        assert_eq!(budget(1 << 20), 786_432);
         let none = Rules::default();
-        for nofile in [0, 300, 1024, 20_000] {
-            let (host, splice) = budgets(&none, &none, nofile);
-            assert_eq!(host + splice, budget(nofile));
-        }
+        assert_eq!(budgets(&none, &none, 100), (0, 0));
+        assert_eq!(budgets(&none, &none, 256), (0, 0));
+        assert_eq!(budgets(&none, &none, 1024), (768, 64));
+        assert_eq!(budgets(&none, &none, 1 << 20), (786_432, 65_536));
+        let ports = |spec: &str| {
+            let context = Context {
+                ipv4: true,
+                ipv6: true,
+                tcp: true,
+                udp: true,
+                ephemeral: (32768, 60999),
+            };
+            let mut rules = Rules::default();
+            let spec = Spec::parse(spec).expect("valid");
+            for rule in spec.rules(Table::Host, Protocol::Tcp, &context) {
+                rules.add(rule, &context).expect("no conflict");
+            }
+            rules
+        };
+        let many = ports("10000-24999");
+        assert_eq!(budgets(&many, &ports("auto"), 20_000), (15_000, 1250));
+        assert_eq!(budgets(&none, &many, 20_000), (1250, 15_000));
+        assert_eq!(budgets(&many, &many, 20_000), (7500, 7500));
     }
 }

@@ -27,7 +27,7 @@ const NET_BIND_SERVICE: u64 = 1 << 10;
 const INSIDE: &str = "PASST_TEST_INSIDE_USERNS";
 
 /// Run `test` where we have power over the processes we start; `name` is the test's full name.
-fn with_power(name: &str, test: impl FnOnce()) {
+pub fn with_power(name: &str, test: impl FnOnce()) {
     if !fs::exists("/dev/net/tun").unwrap_or(false) {
         println!("skipped: no /dev/net/tun");
         return;
@@ -51,7 +51,7 @@ fn with_power(name: &str, test: impl FnOnce()) {
 }
 
 /// pasta around `sleep`, in the foreground, up and running.
-struct Pasta {
+pub struct Pasta {
     monitor: Child,
     forwarder: u32,
     agent: u32,
@@ -60,7 +60,7 @@ struct Pasta {
 }
 
 impl Pasta {
-    fn start(options: &[&str]) -> Self {
+    pub fn start(options: &[&str]) -> Self {
         let monitor = Command::new(env!("CARGO_BIN_EXE_passt"))
             .arg0("pasta")
             .args(["--config-net", "-q"])
@@ -104,6 +104,10 @@ impl Pasta {
         }
     }
 
+    pub fn forwarder(&self) -> u32 {
+        self.forwarder
+    }
+
     fn all(&self) -> [(&'static str, u32); 3] {
         [
             ("monitor", self.monitor.id()),
@@ -113,7 +117,7 @@ impl Pasta {
     }
 
     /// Wait for the monitor; status and standard error.
-    fn end(mut self) -> (ExitStatus, String) {
+    pub fn end(mut self) -> (ExitStatus, String) {
         wait_gone(&[self.monitor.id()]);
         let status = self.monitor.wait().expect("status");
         let mut text = String::new();
