@@ -50,6 +50,7 @@ mod run;
 mod splice_io;
 mod summary;
 mod supply;
+mod syn;
 mod tcp_io;
 #[cfg(test)]
 mod testing;

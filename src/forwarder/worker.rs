@@ -21,6 +21,7 @@ use super::pool::Pool;
 use super::ports::{self, Past, Ports};
 use super::report::Report;
 use super::summary::Summary;
+use super::syn;
 use super::udp_io;
 use crate::addr::{Endpoint, Mac};
 use crate::clock::Instant;
@@ -109,7 +110,7 @@ impl Worker {
         };
         let tcp = tcp::Engine::new(tcp::Limits {
             tap_queue: tap::QUEUE_LENGTH,
-            ..tcp::Limits::new(mtu, limits.tcp, seed)
+            ..syn::as_the_host(tcp::Limits::new(mtu, limits.tcp, seed))
         });
         // Two descriptors each.
         let splice = splice::Engine::new(limits.splice, seed);
