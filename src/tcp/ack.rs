@@ -155,7 +155,8 @@ impl<S> Conn<S> {
             && !self.is(Facts::SHUT)
             && self.host_nxt.add(1) == self.rcv_nxt
         {
-            if let Some(socket) = &self.socket {
+            // If the guest has our FIN as well, the socket is closed now, which says the same.
+            if let Some(socket) = self.socket.as_ref().filter(|_| !self.is(Facts::FIN_ACKED)) {
                 ctx.io.shutdown_write(socket);
             }
             self.set(Facts::SHUT);

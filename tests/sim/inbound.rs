@@ -182,7 +182,7 @@ fn a_peer_that_has_sent_everything_and_closed_is_delivered_all_the_same() {
     t.ack = fin.seq.add(1);
     t.send(Flags::ACK | Flags::FIN, b"bye");
     assert_eq!(t.io.taken, b"bye");
-    assert_eq!(t.io.calls, ["adopt", "send", "shutdown", "close"]);
+    assert_eq!(t.io.calls, ["adopt", "send", "close"]);
     assert_eq!(t.io.consumed, 700);
 }
 

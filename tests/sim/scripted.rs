@@ -700,7 +700,8 @@ fn half_closed_by_the_peer_and_the_last_acknowledgement_is_repeated() {
     let fin_at = t.seq;
     t.send(Flags::ACK | Flags::FIN, b"");
     assert_eq!(t.out().ack, t.seq);
-    assert_eq!(t.io.calls[t.io.calls.len() - 2..], ["shutdown", "close"]);
+    assert_eq!(t.io.calls.last(), Some(&"close"), "which is a FIN as well");
+    assert!(!t.io.calls.contains(&"shutdown"));
     // Lost: the guest repeats its FIN and must not get a RST.
     t.segment(
         Repr {
