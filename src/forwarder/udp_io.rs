@@ -43,6 +43,7 @@ pub struct Socket {
 impl Socket {
     /// A socket that was bound elsewhere to listen.
     #[must_use]
+    #[allow(dead_code, reason = "whoever takes listeners over calls it")]
     pub fn listener(fd: OwnedFd) -> Self {
         let address = datagram::local_address(fd.as_fd());
         Self {

@@ -1,13 +1,13 @@
 //! Automatic forwarding: ports open while somebody listens on the other side, and only then.
 
 use std::io::Read;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::differences::established;
 use crate::exec::{SOON, cpu_ticks, poll_until, status_number, sum_over_processes};
 use crate::harness::tests;
 use crate::reach::{
-    FAMILIES, Family, Protocol, Server, WAYS, Way, closed, datagrams, exchange, listening,
+    FAMILIES, Family, Protocol, Server, WAYS, Way, closed, datagrams, exchange, listening, opens,
     promptly, reachable_within, try_reach,
 };
 use crate::servers::echo;
@@ -40,23 +40,6 @@ tests![
     many_listeners,
     idle,
 ];
-
-/// Waits until exactly these ports are open in a namespace.
-#[track_caller]
-fn opens(ns: &Netns, protocol: Protocol, ports: &[u16]) {
-    let begun = Instant::now();
-    let mut seen = vec![];
-    let right = poll_until(promptly(), || {
-        seen = listening(ns, protocol);
-        seen == ports
-    });
-    assert!(
-        right,
-        "{protocol:?} in {} after {:?}: open are {seen:?}, not {ports:?}",
-        ns.name,
-        begun.elapsed()
-    );
-}
 
 /// Lets the watching go on for a few rounds: what must not happen had its chance.
 fn rounds() {

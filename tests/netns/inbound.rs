@@ -49,6 +49,7 @@ tests![
     end_in_the_middle,
     syn_is_retried,
     client_gives_up,
+    short_accept_queue,
     nonlocal_bind,
 ];
 
@@ -641,6 +642,47 @@ fn client_gives_up() {
     g.sh("ip route del blackhole 198.51.100.2/32");
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 8080));
     drop(server);
+}
+
+/// A server that is slow to accept: connections beyond its queue wait for their turn.
+fn short_accept_queue() {
+    let w = World::direct();
+    let g = w.guest(&["-t", "8080"]);
+    let listener = g.enter(|| {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket,
+        };
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .expect("socket");
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        bind(raw, &SockaddrIn::new(0, 0, 0, 0, 8080)).expect("bind");
+        listen(&socket, Backlog::new(1).expect("small")).expect("listen");
+        std::net::TcpListener::from(socket)
+    });
+    let all: Vec<TcpStream> = (0..5).map(|_| w.peer.connect((HOST4, 8080))).collect();
+    // Nobody says that it is over: the answer of a kernel that remembers nothing (SYN cookies) is a reset.
+    let clients: Vec<_> = all
+        .into_iter()
+        .map(|mut stream| {
+            thread::spawn(move || {
+                stream.write_all(b"question").expect("send");
+                stream.read_exact(&mut [0; 8]).expect("the answer");
+            })
+        })
+        .collect();
+    for _ in 0..5 {
+        let (mut stream, _) = accept(&listener);
+        stream.read_exact(&mut [0; 8]).expect("the question");
+        stream.write_all(b"answered").expect("send");
+    }
+    clients
+        .into_iter()
+        .for_each(|c| c.join().expect("a client"));
 }
 
 /// Where every address may be bound, none is taken for local.

@@ -27,6 +27,7 @@
 mod auto;
 mod clients;
 mod config;
+mod control;
 mod dhcp;
 mod differences;
 mod dns;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ("auto", auto::TESTS),
         ("clients", clients::TESTS),
         ("config", config::TESTS),
+        ("control", control::TESTS),
         ("dhcp", dhcp::TESTS),
         ("dns", dns::TESTS),
         ("errors", errors::TESTS),

@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::exec::{Output, SOON, nothing_left, poll_until, processes};
 use crate::harness::{PASTA, tests};
 use crate::reach::{
-    FAMILIES, Family, Protocol, Server, WAYS, Way, listening, reachable_within, try_reach,
+    FAMILIES, Family, Protocol, Server, WAYS, Way, closed, listening, reachable_within, try_reach,
 };
 use crate::servers::echo;
 use crate::world::{HOST4, HOST6, Netns, World, accept};
@@ -34,6 +35,7 @@ tests![
     all_under_a_small_limit,
     ranges_over_the_limit,
     limit_leaves_room_for_connections,
+    fifteen_thousand_ports,
     many_rules,
     too_many_rules,
     low_ports,
@@ -400,6 +402,26 @@ fn many_connections(w: &World, n: usize) {
         let told = stream.read_exact(&mut [0]);
         assert!(told.is_ok(), "connection {i}: {told:?}");
     }
+}
+
+/// 15,000 ports start in no time (the bound is for slow machines and builds without optimisation).
+fn fifteen_thousand_ports() {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    if limit.is_ok_and(|(_, hard)| hard < 20_000) {
+        crate::harness::skip("fewer than 20000 descriptors are allowed here");
+    }
+    let w = World::direct();
+    let begun = Instant::now();
+    let g = w.guest(&["-t", "10001-25000"]);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    let _first = Server::tcp(&g, (HOST4, 10_001));
+    let _last = Server::tcp(&g, (HOST4, 25_000));
+    for port in [10_001, 25_000] {
+        reachable_within(SOON, Tcp, &w.peer, (HOST4, port));
+        reachable_within(SOON, Tcp, &w.host, ("127.0.0.1", port));
+    }
+    closed(Tcp, &w.peer, (HOST4, 25_001));
 }
 
 fn many_rules() {

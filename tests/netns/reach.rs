@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -350,4 +350,21 @@ pub fn sees_reset(mut stream: TcpStream) {
 /// How long a port may take to follow; some slack for a machine that is busy with other tests.
 pub fn promptly() -> Duration {
     Duration::from_millis(if established() { 2500 } else { 1300 })
+}
+
+/// Waits until exactly these ports are open in a namespace.
+#[track_caller]
+pub fn opens(ns: &Netns, protocol: Protocol, ports: &[u16]) {
+    let begun = Instant::now();
+    let mut seen = vec![];
+    let right = poll_until(promptly(), || {
+        seen = listening(ns, protocol);
+        seen == ports
+    });
+    assert!(
+        right,
+        "{protocol:?} in {} after {:?}: open are {seen:?}, not {ports:?}",
+        ns.name,
+        begun.elapsed()
+    );
 }
