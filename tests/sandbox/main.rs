@@ -10,6 +10,7 @@
 )]
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod descriptors;
 mod filters;
 mod hijack;
 mod live;
