@@ -18,7 +18,7 @@ use super::token::Token;
 use super::worker::Worker;
 use super::{Forwarder, ForwarderError};
 use crate::clock::Instant;
-use crate::ipc::{Descriptors, IpcError, ToForwarder};
+use crate::ipc::{Descriptors, IpcError, Supply, ToForwarder};
 use crate::tcp;
 use crate::udp;
 
@@ -114,6 +114,7 @@ impl Forwarder {
         for _ in 0..MESSAGES {
             match self.link.try_receive(&mut fds) {
                 Ok(None) => return Ok(true),
+                Ok(Some(ToForwarder::Supply(Supply::Settle))) => self.worker.owes.monitor = true,
                 Ok(Some(ToForwarder::Supply(supply))) => {
                     self.worker.supplied(now, supply, &mut fds);
                 }

@@ -26,6 +26,13 @@ const MESSAGES: usize = 16;
 /// How long after a listener was lost it is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
+/// Who is owed [`Request::Settled`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owes {
+    pub monitor: bool,
+    pub agent: bool,
+}
+
 impl Worker {
     /// Before the start: take everything both have to give.
     pub(super) fn stock_up(&mut self, monitor: &ForwarderLink) -> Result<(), IpcError> {
@@ -58,6 +65,7 @@ impl Worker {
                 return Ok(());
             };
             match agent.try_receive(&mut fds) {
+                Ok(Some(Supply::Settle)) => self.owes.agent = true,
                 Ok(Some(supply)) => self.supplied(now, supply, &mut fds),
                 Ok(None) => return Ok(()),
                 Err(IpcError::Lost(supply)) => self.lost(now, supply),
@@ -112,7 +120,8 @@ impl Worker {
                 self.splice.supplied(&mut self.host);
                 self.udp.supplied(&mut self.host);
             }
-            Supply::Complete => {}
+            // Whoever it came from has to be answered: see the callers.
+            Supply::Settle | Supply::Complete => {}
         }
         fds.clear();
     }
@@ -226,6 +235,12 @@ impl Worker {
 
     /// Ask for what is lacking. What cannot be sent now is tried again in the next round.
     pub(super) fn ask(&mut self, now: Instant, monitor: &ForwarderLink) -> Result<(), IpcError> {
+        if self.owes.monitor {
+            self.owes.monitor = !monitor.request(Request::Settled)?;
+        }
+        if let Some(agent) = self.agent.as_ref().filter(|_| self.owes.agent) {
+            self.owes.agent = !agent.request(Request::Settled)?;
+        }
         if let Some(agent) = &self.agent {
             while let Some(kind) = self.host.pool.lacking(now) {
                 if !ask(agent, Request::Sockets(kind))? {

@@ -21,6 +21,7 @@ use super::pool::Pool;
 use super::ports::{self, Past, Ports};
 use super::report::Report;
 use super::summary::Summary;
+use super::supply::Owes;
 use super::syn;
 use super::udp_io;
 use crate::addr::{Endpoint, Mac};
@@ -73,6 +74,7 @@ pub struct Worker {
     pub(super) splice: splice::Engine<Host>,
     /// Our end of the pair with the ns-agent.
     pub(super) agent: Option<SupplyLink>,
+    pub(super) owes: Owes,
     /// When to ask for listeners that could not be taken.
     pub(super) ask_at: Option<Instant>,
     pub(super) report: Report,
@@ -148,6 +150,7 @@ impl Worker {
             refused: 0,
             refusals: RateLimit::new(1),
             agent: None,
+            owes: Owes::default(),
             ask_at: None,
             report: Report::new(ports::RULES),
             reporting: false,

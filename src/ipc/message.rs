@@ -60,6 +60,8 @@ pub enum Supply {
     },
     /// Everything that belongs to the start has been sent.
     Complete,
+    /// To be answered by [`Request::Settled`] when everything sent before has been done: what was to be closed is closed.
+    Settle,
 }
 
 /// A forwarding rule as far as the forwarder has to know it.
@@ -111,6 +113,8 @@ pub enum Request {
     },
     /// A batch of sockets (ns-agent only): answered by one [`Supply::Sockets`].
     Sockets(SocketKind),
+    /// Nothing more: the answer to [`Supply::Settle`].
+    Settled,
 }
 
 /// Monitor to forwarder.
@@ -245,6 +249,8 @@ pub enum FromAgent {
     },
     /// Everything a new table needs is there.
     Prepared,
+    /// The new table is in force, and the forwarder has let go of what was removed.
+    Settled,
     /// It is not.
     Failed {
         /// The rule.
@@ -306,7 +312,8 @@ impl Parcel for Supply {
             | Self::Move { .. }
             | Self::Close { .. }
             | Self::Forget { .. }
-            | Self::Complete => Some(0),
+            | Self::Complete
+            | Self::Settle => Some(0),
         }
     }
 

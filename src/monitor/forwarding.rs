@@ -22,6 +22,8 @@ pub struct Forwarding {
     going: bool,
     /// A change that waits for the ns-agent.
     pending: Option<Pending>,
+    /// A change in force of which the forwarder has still to close what was removed.
+    settling: Option<Settling>,
     /// What the ns-agent says of its rules.
     splice: Vec<Status>,
 }
@@ -30,6 +32,17 @@ pub struct Forwarding {
 struct Pending {
     tables: Tables,
     change: Change<OwnedFd>,
+}
+
+/// An answer nobody has asked for.
+#[derive(Debug)]
+pub(super) struct Unexpected;
+
+/// Whose listeners may still be open.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    host: bool,
+    splice: bool,
 }
 
 /// How a change is getting on.
@@ -96,6 +109,7 @@ impl Forwarding {
             gate,
             going: false,
             pending: None,
+            settling: None,
             splice: Vec::with_capacity(MAX_RULES),
         }
     }
@@ -216,7 +230,7 @@ impl Forwarding {
         splice: &Rules,
         peers: &mut Peers<'_>,
     ) -> Result<Outcome, u8> {
-        if self.pending.is_some() {
+        if self.pending.is_some() || self.settling.is_some() {
             return Ok(Outcome::Refused("Another change is under way".to_owned()));
         }
         let Some(tables) = Tables::new(&mut self.names, &self.tables, host, splice) else {
@@ -230,8 +244,8 @@ impl Forwarding {
         let same = tables.named(Table::Splice) == self.tables.named(Table::Splice);
         let pending = Pending { tables, change };
         if same {
-            self.commit(pending, peers)?;
-            return Ok(Outcome::Done);
+            self.commit(pending, false, peers)?;
+            return Ok(Outcome::Pending);
         }
         peers.tell(&ToAgent::Begin)?;
         for (id, rule) in pending.tables.named(Table::Splice) {
@@ -246,13 +260,29 @@ impl Forwarding {
     }
 
     /// The ns-agent has what its new table needs.
-    pub(super) fn prepared(&mut self, peers: &mut Peers<'_>) -> Result<Outcome, u8> {
+    pub(super) fn prepared(&mut self, peers: &mut Peers<'_>) -> Result<(), u8> {
         let Some(pending) = self.pending.take() else {
             return Err(peers.agent.misbehaved());
         };
         peers.tell(&ToAgent::Commit)?;
-        self.commit(pending, peers)?;
-        Ok(Outcome::Done)
+        self.commit(pending, true, peers)
+    }
+
+    /// The forwarder has closed what was removed of one table. The end of the change, if that was the last.
+    pub(super) fn settled(&mut self, table: Table) -> Result<Option<Outcome>, Unexpected> {
+        let settling = self.settling.as_mut().ok_or(Unexpected)?;
+        let open = match table {
+            Table::Host => &mut settling.host,
+            Table::Splice => &mut settling.splice,
+        };
+        if !std::mem::take(open) {
+            return Err(Unexpected);
+        }
+        if settling.host || settling.splice {
+            return Ok(None);
+        }
+        self.settling = None;
+        Ok(Some(Outcome::Done))
     }
 
     /// The ns-agent has not.
@@ -273,12 +303,14 @@ impl Forwarding {
         Ok(Outcome::Refused(why))
     }
 
-    fn commit(&mut self, pending: Pending, peers: &mut Peers<'_>) -> Result<(), u8> {
+    fn commit(&mut self, pending: Pending, splice: bool, peers: &mut Peers<'_>) -> Result<(), u8> {
         let Pending { tables, change } = pending;
         peers.supply(|out| {
             self.network.keeper.commit(change, out)?;
-            self.network.keeper.follow(out)
+            self.network.keeper.follow(out)?;
+            out(Supply::Settle, &[])
         })?;
+        self.settling = Some(Settling { host: true, splice });
         let now = Instant::now();
         self.network.watch(now, tables.follows(Table::Splice));
         let follows = tables.follows(Table::Host);

@@ -42,7 +42,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, ToAgent, ToForwarder};
+use crate::config::rules::Table;
+use crate::ipc::{FromAgent, FromForwarder, MonitorEnd, Request, ToAgent, ToForwarder};
 use crate::log::Sinks;
 use crate::sandbox::{Achieved, Confined};
 use crate::sys::process::{Child, Ended, exit_now};
@@ -281,6 +282,12 @@ impl Monitor {
                     self.forwarder.ready(Achieved::from_bits(confinement))?;
                     self.release_if_ready()?;
                 }
+                Heard::Message(FromForwarder::Request(Request::Settled)) => {
+                    match self.forwarding.settled(Table::Host) {
+                        Ok(outcome) => self.settled(outcome),
+                        Err(_) => return Err(self.forwarder.misbehaved()),
+                    }
+                }
                 Heard::Message(FromForwarder::Request(request)) => {
                     let now = Instant::now();
                     self.with_forwarding(|forwarding, peers| {
@@ -319,10 +326,11 @@ impl Monitor {
                     open,
                     missing,
                 }),
-                FromAgent::Prepared => {
-                    let outcome = self.with_forwarding(Forwarding::prepared)?;
-                    self.changed(outcome);
-                }
+                FromAgent::Prepared => self.with_forwarding(Forwarding::prepared)?,
+                FromAgent::Settled => match self.forwarding.settled(Table::Splice) {
+                    Ok(outcome) => self.settled(outcome),
+                    Err(_) => return Err(self.agent.misbehaved()),
+                },
                 FromAgent::Failed { rule, port, errno } => {
                     let outcome = self.with_forwarding(|forwarding, peers| {
                         forwarding.failed((rule, port, errno), peers)
@@ -332,6 +340,13 @@ impl Monitor {
             }
         }
         Ok(())
+    }
+
+    /// The forwarder has let go of what a change has removed; the change is complete with the last of it.
+    fn settled(&mut self, outcome: Option<Outcome>) {
+        if let Some(outcome) = outcome {
+            self.changed(outcome);
+        }
     }
 
     /// Both are confined: let everything go that waited for it.

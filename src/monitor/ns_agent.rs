@@ -45,6 +45,8 @@ pub struct NsAgent {
     /// The rules of the table that is on its way.
     coming: Vec<(RuleId, Rule)>,
     prepared: Option<Change<OwnedFd>>,
+    /// The forwarder has still to close what the last change has removed.
+    settling: bool,
     /// What the monitor knows of how the rules are doing.
     reported: Vec<Status>,
 }
@@ -60,6 +62,7 @@ impl NsAgent {
             network,
             coming: Vec::with_capacity(MAX_RULES),
             prepared: None,
+            settling: false,
             reported: Vec::with_capacity(MAX_RULES),
         }
     }
@@ -138,6 +141,8 @@ impl NsAgent {
                         .commit(change, &mut out(&self.forwarder))?;
                     self.network.keeper.follow(&mut out(&self.forwarder))?;
                     self.network.arrange(now);
+                    self.settling = true;
+                    out(&self.forwarder)(Supply::Settle, &[])?;
                 }
                 Some(ToAgent::Abort) => {
                     let change = self.prepared.take().ok_or(IpcError::Malformed)?;
@@ -188,6 +193,12 @@ impl NsAgent {
                 Ok(None) => return Ok(()),
                 Ok(Some(Request::Sockets(kind))) => {
                     pool::supply(kind, |supply, fds| end.send(supply, fds))
+                }
+                Ok(Some(Request::Settled)) => {
+                    if !std::mem::take(&mut self.settling) {
+                        return Err(IpcError::Malformed);
+                    }
+                    self.link.send(FromAgent::Settled, None)
                 }
                 Ok(Some(request @ Request::Listener { .. })) => {
                     let out = &mut |supply: Supply, fds: &[BorrowedFd<'_>]| end.send(supply, fds);

@@ -326,7 +326,7 @@ fn take(world: &mut World, rules: &BTreeMap<RuleId, Rule>, supply: Supply, fds: 
             assert!(world.notices.remove(&rule).is_some());
             world.held.retain(|(id, _), _| *id != rule);
         }
-        Supply::Sockets { .. } | Supply::Complete => panic!("not a keeper's"),
+        Supply::Sockets { .. } | Supply::Settle | Supply::Complete => panic!("not a keeper's"),
     }
 }
 
