@@ -18,7 +18,7 @@ use crate::differences::established;
 use crate::exec::{Ending, Output, PROMPT, SOON, nothing_left, poll_until, run};
 use crate::harness::{DIR, tests};
 use crate::reach::{
-    Family, Protocol, Server, WAYS, closed, exchange, listening, opens, promptly, reachable_within,
+    Family, Protocol, Server, WAYS, closed, exchange, listening, promptly, reachable_within,
     try_reach,
 };
 use crate::servers::{echo, http};
@@ -30,6 +30,7 @@ tests![
     add,
     add_as_podman_does,
     delete,
+    delete_and_add_again,
     delete_has_to_match,
     clear,
     replace,
@@ -126,6 +127,17 @@ fn guest(w: &World, options: &[&str]) -> Guest {
     w.guest(&[options, &["-c", SOCKET]].concat())
 }
 
+/// Exactly these ports are open: what pesto says is done is done.
+#[track_caller]
+fn open_now(ns: &Netns, protocol: Protocol, ports: &[u16]) {
+    assert_eq!(
+        listening(ns, protocol),
+        ports,
+        "{protocol:?} in {}",
+        ns.name
+    );
+}
+
 const SHOWN: &str = "  HOST\n    TCP [*]:8080  =>  80\n    UDP [*]:53  =>  53\n  SPLICE\n    TCP [*]%lo:99  =>  99\n";
 const OPTIONS: [&str; 6] = ["-t", "8080:80", "-u", "53", "-T", "99"];
 
@@ -182,7 +194,7 @@ fn add() {
             assert!(told.is_ok(), "{protocol:?} {way:?}: {told:?}");
         }
     }
-    opens(&w.host, Tcp, &[8080, 8081]);
+    open_now(&w.host, Tcp, &[8080, 8081]);
     change(&["--add", "--tcp-ports", "9000-9003"]);
     assert_eq!(
         listening(&w.host, Tcp),
@@ -209,7 +221,7 @@ fn add_as_podman_does() {
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 8080));
     reachable_within(SOON, Tcp, &w.host, ("127.0.0.1", 8081));
     change(&["--delete", "-t", "0.0.0.0/8080:80", "-t", "[::]/8080:80"]);
-    opens(&w.host, Tcp, &[8081]);
+    open_now(&w.host, Tcp, &[8081]);
 }
 
 fn delete() {
@@ -217,11 +229,27 @@ fn delete() {
     let g = guest(&w, &["-t", "8080-8083:80-83", "-t", "9000", "-u", "9000"]);
     let _server = Server::tcp(&g, (HOST4, 9000));
     change(&["-D", "-t", "8080-8083:80-83", "-u", "9000"]);
-    opens(&w.host, Tcp, &[9000]);
-    opens(&w.host, Udp, &[]);
+    open_now(&w.host, Tcp, &[9000]);
+    open_now(&w.host, Udp, &[]);
     closed(Tcp, &w.peer, (HOST4, 8080));
     closed(Udp, &w.peer, (HOST4, 9000));
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 9000));
+}
+
+/// What has been taken away can be asked for again at once, by the same instance or by somebody else.
+fn delete_and_add_again() {
+    let w = World::direct();
+    let _g = guest(&w, &[]);
+    for _ in 0..20 {
+        change(&["--add", "-t", "8000-8200", "-u", "8000-8200"]);
+        change(&["--delete", "-t", "8000-8200", "-u", "8000-8200"]);
+    }
+    change(&["--add", "-t", "8000-8200"]);
+    change(&["--delete", "-t", "8000-8200"]);
+    let taken = w
+        .host
+        .enter(|| std::net::TcpListener::bind(("0.0.0.0", 8200)).map(drop));
+    assert!(taken.is_ok(), "{taken:?}");
 }
 
 fn delete_has_to_match() {
@@ -239,7 +267,7 @@ fn delete_has_to_match() {
     refused(&["-D", "-t", "77"], &["TCP [*]:77"]);
     refused(&["-D", "-u", "8080:80"], &["UDP [*]:8080"]);
     assert_eq!(shown(), SHOWN);
-    opens(&w.host, Tcp, &[8080]);
+    open_now(&w.host, Tcp, &[8080]);
 }
 
 fn clear() {
@@ -247,11 +275,11 @@ fn clear() {
     let g = guest(&w, &OPTIONS);
     change(&["-C", "HOST"]);
     assert_eq!(shown(), "  HOST\n  SPLICE\n    TCP [*]%lo:99  =>  99\n");
-    opens(&w.host, Tcp, &[]);
-    opens(&w.host, Udp, &[]);
+    open_now(&w.host, Tcp, &[]);
+    open_now(&w.host, Udp, &[]);
     change(&["--clear", "SPLICE"]);
     assert_eq!(shown(), "  HOST\n  SPLICE\n");
-    opens(&g, Tcp, &[]);
+    open_now(&g, Tcp, &[]);
     refused(&["-C", "NOWHERE"], &["NOWHERE"]);
 }
 
@@ -264,12 +292,12 @@ fn replace() {
         shown(),
         "  HOST\n    TCP [*]:8081  =>  8081\n    TCP [*]:8082  =>  8082\n  SPLICE\n    TCP [*]%lo:99  =>  99\n"
     );
-    opens(&w.host, Tcp, &[8081, 8082]);
-    opens(&w.host, Udp, &[]);
+    open_now(&w.host, Tcp, &[8081, 8082]);
+    open_now(&w.host, Udp, &[]);
     change(&["-T", "98", "-U", "97"]);
-    opens(&g, Tcp, &[98]);
-    opens(&g, Udp, &[97]);
-    opens(&w.host, Tcp, &[8081, 8082]);
+    open_now(&g, Tcp, &[98]);
+    open_now(&g, Udp, &[97]);
+    open_now(&w.host, Tcp, &[8081, 8082]);
     change(&["-t", "none", "-T", "none"]);
     assert_eq!(shown(), "  HOST\n  SPLICE\n");
 }
@@ -288,8 +316,8 @@ fn sequence() {
             "  HOST\n    UDP [*]:53  =>  53\n    TCP [*]:7000  =>  7000\n    UDP [*]:54  =>  54\n    TCP [*]:8080  =>  81\n  SPLICE\n"
         )
     );
-    opens(&w.host, Tcp, &[7000, 8080]);
-    opens(&w.host, Udp, &[53, 54]);
+    open_now(&w.host, Tcp, &[7000, 8080]);
+    open_now(&w.host, Udp, &[53, 54]);
     change(&[
         "-C", "HOST", "-A", "-t", "1", "-C", "SPLICE", "-A", "-T", "2",
     ]);
@@ -359,7 +387,7 @@ fn conflict_changes_nothing() {
     );
     refused(&["-t", "7000", "-t", "7000"], &["TCP [*]:7000"]);
     assert_eq!(shown(), SHOWN);
-    opens(&w.host, Tcp, &[8080]);
+    open_now(&w.host, Tcp, &[8080]);
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 8080));
 }
 
@@ -375,12 +403,12 @@ fn busy_port_changes_nothing() {
     );
     refused(&["-t", "7000-9000"], &["8777", "Address already in use"]);
     assert_eq!(shown(), SHOWN);
-    opens(&w.host, Tcp, &[8080, 8777]);
-    opens(&g, Tcp, &[80, 99]);
+    open_now(&w.host, Tcp, &[8080, 8777]);
+    open_now(&g, Tcp, &[80, 99]);
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 8080));
     drop(busy);
     change(&["-A", "-t", "8777"]);
-    opens(&w.host, Tcp, &[8080, 8777]);
+    open_now(&w.host, Tcp, &[8080, 8777]);
 }
 
 /// The other side has its say as well.
@@ -393,7 +421,7 @@ fn busy_port_in_the_namespace() {
         &["98", "Address already in use"],
     );
     assert_eq!(shown(), SHOWN);
-    opens(&w.host, Tcp, &[8080]);
+    open_now(&w.host, Tcp, &[8080]);
     drop(busy);
     change(&["-A", "-t", "7000", "-T", "98"]);
     assert_eq!(
@@ -430,8 +458,8 @@ fn outbound() {
         assert!(told.is_ok(), "{protocol:?}: {told:?}");
     }
     change(&["-D", "-T", "98:99", "-U", "98:99"]);
-    opens(&g, Tcp, &[]);
-    opens(&g, Udp, &[]);
+    open_now(&g, Tcp, &[]);
+    open_now(&g, Udp, &[]);
     for protocol in [Tcp, Udp] {
         closed(protocol, &g, ("127.0.0.1", 98));
     }
@@ -447,7 +475,7 @@ fn automatic() {
     let limit = promptly();
     reachable_within(limit, Tcp, &w.peer, (HOST4, 8005));
     reachable_within(limit, Tcp, &g, ("127.0.0.1", 9005));
-    opens(&w.host, Tcp, &[8005, 9005]);
+    open_now(&w.host, Tcp, &[8005, 9005]);
     change(&["-D", "-t", "8000-8010,auto", "-T", "9000-9010,auto"]);
     let gone = poll_until(SOON, || {
         listening(&w.host, Tcp) == [9005] && listening(&g, Tcp) == [8005]
@@ -511,7 +539,7 @@ fn deleted_rules_keep_connections() {
     });
     assert!(firmly, "established inside, too");
     change(&["-D", "-t", "8080"]);
-    opens(&w.host, Tcp, &[]);
+    open_now(&w.host, Tcp, &[]);
     for stream in all {
         exchange(stream, 100_000);
         assert_eq!(server.seen().bytes, Ok(100_000));
@@ -606,7 +634,7 @@ fn most_rules() {
     assert_eq!(shown().lines().count(), 257);
     refused(&["-A", "-t", "7000"], &["Too many rules"]);
     change(&["-C", "HOST"]);
-    opens(&w.host, Tcp, &[]);
+    open_now(&w.host, Tcp, &[]);
 }
 
 /// Several at the same time wait for each other.
