@@ -17,7 +17,8 @@ use crate::monitor::ports::{Change, Keeper, KeeperContext};
 use crate::monitor::{self, Forwarding, Network};
 use crate::netlink::diag::Scanner;
 
-/// Descriptors that stay free for connections whatever is forwarded: a quarter of all, and at least this many.
+/// Descriptors that stay free for connections whatever is forwarded: a quarter of all, and at least this many, or half
+/// where there are very few.
 const FREE: usize = 256;
 
 /// The part of all descriptors that listeners of a table with automatic rules only may have on top, as a divisor: nobody
@@ -159,7 +160,7 @@ impl Bound {
 /// all of them, and needs the rest for connections.
 fn budgets(host: &Rules, splice: &Rules, nofile: u64) -> (usize, usize) {
     let nofile = usize::try_from(nofile).unwrap_or(usize::MAX);
-    let all = nofile.saturating_sub((nofile / 4).max(FREE));
+    let all = nofile.saturating_sub((nofile / 4).max(FREE.min(nofile / 2)));
     let few = all.min(nofile / SMALL_SHARE);
     match (wanted(host), wanted(splice)) {
         (_, 0) => (all, few),
@@ -189,8 +190,8 @@ mod tests {
     #[test]
     fn descriptors_stay_free_for_connections() {
         let none = Rules::default();
-        assert_eq!(budgets(&none, &none, 100), (0, 0));
-        assert_eq!(budgets(&none, &none, 256), (0, 0));
+        assert_eq!(budgets(&none, &none, 100), (50, 6));
+        assert_eq!(budgets(&none, &none, 256), (128, 16));
         assert_eq!(budgets(&none, &none, 1024), (768, 64));
         assert_eq!(budgets(&none, &none, 1 << 20), (786_432, 65_536));
         let ports = |spec: &str| {
