@@ -14,7 +14,7 @@ use crate::differences::established;
 use crate::exec::{
     Ending, SOON, cpu_ticks, nothing_left, poll_until, processes, sum_over_processes,
 };
-use crate::harness::tests;
+use crate::harness::{PASTA, tests};
 use crate::reach::{
     FAMILIES, Family, Protocol, Server, Way, abort, clones, closed, datagrams, exchange,
     reachable_within, sees_reset, transfer, try_reach, udp_to,
@@ -54,6 +54,7 @@ tests![
     full_receiver_leaves_the_other_way,
     many_at_once,
     descriptors_come_back,
+    more_than_descriptors_allow,
     udp_clients_apart,
     udp_largest,
     udp_nobody_listens,
@@ -644,6 +645,37 @@ fn settles(count: &mut u64) -> bool {
         }
         since.elapsed() > Duration::from_millis(300)
     })
+}
+
+/// What does not fit is refused or waits; what was there goes on, and when something ends there is room again.
+fn more_than_descriptors_allow() {
+    let w = World::direct();
+    let ns = Netns::new("guest");
+    w.host.sh(&format!(
+        "ulimit -n 256; exec {PASTA} --config-net -q -t 8080 -u none -T none -U none --netns {}",
+        ns.path()
+    ));
+    echo(&ns, ("::", 8080));
+    let mut first = w.host.connect(("127.0.0.1", 8080));
+    let talk = |stream: &mut TcpStream| {
+        stream
+            .write_all(b"x")
+            .and_then(|()| stream.read_exact(&mut [0]))
+    };
+    talk(&mut first).expect("the first one");
+    let brief = Duration::from_millis(100);
+    let connect = || w.host.connect_within(("127.0.0.1", 8080), brief).ok();
+    let mut all: Vec<TcpStream> = (0..300).map_while(|_| connect()).collect();
+    all.iter_mut().for_each(|s| {
+        s.set_read_timeout(Some(Duration::from_millis(20)))
+            .expect("a timeout");
+    });
+    let served = all.iter_mut().filter_map(|s| talk(s).ok()).count();
+    assert!((40..250).contains(&served), "{served} of 300 are served");
+    talk(&mut first).expect("the first one goes on");
+    drop(all);
+    let again = poll_until(SOON, || connect().is_some_and(|mut s| talk(&mut s).is_ok()));
+    assert!(again, "no room after all have gone");
 }
 
 /// Many clients on one port, their answers never mixed up.
