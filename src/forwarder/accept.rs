@@ -25,6 +25,17 @@ use crate::tcp::splice::{self, Way};
 
 /// Connections taken from one listener in one round.
 const AT_ONCE: usize = 16;
+/// Where connections come one at a time, asking for a second one is a wasted call: after a visit that found one, so
+/// many take one only. The listener will be reported again (it is watched level-triggered) if there are more after all.
+const TRUSTED_SINGLES: u8 = 7;
+
+/// What accept4(2) gave.
+struct Accepted {
+    fd: OwnedFd,
+    /// SO_PEEK_OFF came with it, switched on.
+    peeks_on: bool,
+}
+
 /// The peer gets a RST.
 fn reset(fd: &OwnedFd) {
     // If it fails the peer gets FIN instead: nothing better can be done.
@@ -44,13 +55,19 @@ enum Decision {
 impl Worker {
     /// A listener has connections.
     pub(super) fn on_listener(&mut self, now: Instant, index: u32) {
-        for _ in 0..AT_ONCE {
+        let most = if self.singles > 0 { 1 } else { AT_ONCE };
+        self.singles = self.singles.saturating_sub(1);
+        for taken in 0..most {
             let Some((listener, place)) = self.host.ports.tcp(index) else {
                 return;
             };
-            match stream::accept(listener) {
+            match stream::accept(&listener.fd) {
                 Ok((fd, peer)) => {
-                    if let Err(why) = self.arrived(now, place, fd, peer.into()) {
+                    let socket = Accepted {
+                        fd,
+                        peeks_on: listener.peeks_on,
+                    };
+                    if let Err(why) = self.arrived(now, place, socket, peer.into()) {
                         self.host.link.counters.drop(why);
                     }
                 }
@@ -61,7 +78,12 @@ impl Worker {
                         self.refuse_one(index);
                         return;
                     }
-                    _ => return,
+                    _ => {
+                        if taken == 1 {
+                            self.singles = TRUSTED_SINGLES;
+                        }
+                        return;
+                    }
                 },
             }
         }
@@ -72,7 +94,7 @@ impl Worker {
         self.host.link.counters.drop(Drop::NoDescriptor);
         self.spare = None;
         if let Some((listener, _)) = self.host.ports.tcp(index) {
-            if let Ok((fd, _)) = stream::accept(listener) {
+            if let Ok((fd, _)) = stream::accept(&listener.fd) {
                 reset(&fd);
             }
         }
@@ -84,13 +106,13 @@ impl Worker {
         &mut self,
         now: Instant,
         place: Place,
-        fd: OwnedFd,
+        Accepted { fd, peeks_on }: Accepted,
         peer: Endpoint,
     ) -> Result<(), Drop> {
         let result = self.direct(place, &fd, peer);
         match result {
             Ok(Decision::Tap(key)) => {
-                let socket = Socket::accepted(fd);
+                let socket = Socket::accepted(fd, peeks_on);
                 let arrival = tcp::Arrival {
                     key,
                     rule: Some(place.rule),

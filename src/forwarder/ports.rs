@@ -45,10 +45,18 @@ pub(super) struct Rule {
     pub past: Past,
 }
 
+/// A listening TCP socket.
+#[derive(Debug)]
+pub(super) struct TcpListener {
+    pub fd: OwnedFd,
+    /// Its connections have SO_PEEK_OFF switched on, at 0.
+    pub peeks_on: bool,
+}
+
 /// What listens.
 #[derive(Debug)]
 pub(super) enum Socket {
-    Tcp(OwnedFd),
+    Tcp(TcpListener),
     /// The UDP engine has the socket; this is its name for it.
     Udp(FlowId),
 }
@@ -163,10 +171,10 @@ impl Ports {
     }
 
     /// A TCP listener and its place.
-    pub(super) fn tcp(&self, index: u32) -> Option<(&OwnedFd, Place)> {
+    pub(super) fn tcp(&self, index: u32) -> Option<(&TcpListener, Place)> {
         let listener = self.listeners.get(index as usize)?.as_ref()?;
         match &listener.socket {
-            Socket::Tcp(fd) => Some((fd, listener.place)),
+            Socket::Tcp(tcp) => Some((tcp, listener.place)),
             Socket::Udp(_) => None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::epoll::EpollFlags;
 
 use super::host::Host;
-use super::ports::{Place, Socket};
+use super::ports::{Place, Socket, TcpListener};
 use super::token::Token;
 use super::udp_io;
 use super::worker::Worker;
@@ -19,6 +19,7 @@ use crate::config::rules::{Protocol, RuleId, Table};
 use crate::ipc::{
     Descriptors, ForwarderLink, IpcError, Request, RuleNotice, SocketKind, Supply, SupplyLink,
 };
+use crate::sys::stream;
 use crate::udp;
 
 /// Messages read in one go.
@@ -200,7 +201,8 @@ impl Worker {
                 if self.host.watch(&fd, EpollFlags::EPOLLIN, token).is_err() {
                     return false;
                 }
-                Socket::Tcp(fd)
+                let peeks_on = stream::has_peek_offset(&fd);
+                Socket::Tcp(TcpListener { fd, peeks_on })
             }
             Protocol::Udp => {
                 let token = Token::UdpListener(index);
@@ -227,7 +229,7 @@ impl Worker {
     fn unlisten(&mut self, which: impl Fn(Place) -> bool) {
         while let Some(socket) = self.host.ports.remove(&which) {
             match socket {
-                Socket::Tcp(fd) => drop(fd),
+                Socket::Tcp(listener) => drop(listener),
                 Socket::Udp(id) => self.udp.unlisten(&mut self.host, id),
             }
         }

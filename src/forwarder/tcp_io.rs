@@ -66,11 +66,16 @@ impl Socket {
         }
     }
 
-    /// A non-blocking socket from accept4(2).
-    pub(super) const fn accepted(fd: OwnedFd) -> Self {
+    /// A non-blocking socket from accept4(2). `peeks_on`: it has inherited SO_PEEK_OFF, at 0.
+    pub(super) const fn accepted(fd: OwnedFd, peeks_on: bool) -> Self {
+        let state = if peeks_on {
+            PeekOffset::On
+        } else {
+            PeekOffset::Unknown
+        };
         Self {
             fd,
-            peek_offset: Cell::new(PeekOffset::Unknown),
+            peek_offset: Cell::new(state),
         }
     }
 
@@ -595,7 +600,7 @@ mod tests {
     #[test]
     fn a_socket_that_turns_out_to_have_no_peek_offset_is_not_asked_twice() {
         let (fd, _) = nix::unistd::pipe().unwrap();
-        let socket = Socket::accepted(fd);
+        let socket = Socket::accepted(fd, false);
         assert!(!socket.peeks_from(5));
         assert_eq!(socket.peek_offset.get(), PeekOffset::Missing);
     }
@@ -611,7 +616,7 @@ mod tests {
                 }
                 let to = (b.key.remote.ip, listener.local_addr().unwrap().port());
                 b.peer = TcpStream::connect(to).unwrap();
-                b.socket = Socket::accepted(listener.accept().unwrap().0.into());
+                b.socket = Socket::accepted(listener.accept().unwrap().0.into(), false);
                 b.peer.write_all(&pattern(0, 9000)).unwrap();
                 b.wait();
                 for (offset, max) in [(0, 1400), (0, 1400), (1400, 2800), (0, 9000)] {

@@ -80,6 +80,8 @@ pub struct Worker {
     pub(super) report: Report,
     /// The report goes on in the next round.
     pub(super) reporting: bool,
+    /// How many more visits to a listener will find one connection.
+    pub(super) singles: u8,
     /// See `accept`.
     pub(super) spare: Option<OwnedFd>,
 }
@@ -154,6 +156,7 @@ impl Worker {
             ask_at: None,
             report: Report::new(ports::RULES),
             reporting: false,
+            singles: 0,
             spare: accept::spare(),
         }
     }

@@ -183,6 +183,12 @@ pub fn linger_zero(fd: impl AsFd) -> io::Result<()> {
     })
 }
 
+/// Does peeking move on by itself (SO_PEEK_OFF, socket(7))? A socket inherits that from its listener.
+#[must_use]
+pub fn has_peek_offset(fd: impl AsFd) -> bool {
+    read_option::<c_int>(fd.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1).is_ok_and(|o| o >= 0)
+}
+
 /// Where the next MSG_PEEK starts, in bytes from the first unconsumed one (socket(7)); TCP since Linux 6.9.
 ///
 /// # Errors

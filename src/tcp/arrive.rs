@@ -188,8 +188,8 @@ impl<S> Conn<S> {
         self.peer_base = self.rcv_nxt.0;
         if acks {
             self.established(ctx.now, repr);
-            // Unless data that waits carries it.
-            self.set(Facts::ACK_NOW);
+            // Unless data carries it: who connects usually speaks first, and has by now. No edge has said so yet.
+            self.set(Facts::ACK_NOW.union(Facts::MORE));
         } else {
             // The guest calls the peer at the same time: both SYNs have crossed.
             self.set(Facts::SYN_SENT);
