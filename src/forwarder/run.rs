@@ -63,7 +63,6 @@ impl Forwarder {
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(ForwarderError::Wait(e.into())),
             };
-            handled = n;
             let now = self.clock.now();
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
@@ -81,6 +80,11 @@ impl Forwarder {
                 }
             }
             self.worker.end_round(now);
+            handled = if self.worker.splice.take_bulk() {
+                usize::MAX
+            } else {
+                n
+            };
             match self.worker.ask(now, &self.link) {
                 Ok(()) => {}
                 Err(IpcError::Closed) => return Ok(()),

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use libc::{IPPROTO_TCP, TCP_NODELAY};
-use nix::sys::epoll::EpollFlags;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::host::{EDGES, Host};
 use super::tcp_io::{classify, classify_errno, start_error};
@@ -33,6 +33,8 @@ const PIPE: usize = 1 << 20;
 const LARGE: usize = 8;
 /// The others are as they come.
 const ORDINARY: usize = 1 << 16;
+/// Edges for input: data and urgent data.
+const INPUT: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLPRI);
 /// Most pipes that wait for use.
 const STOCK: usize = 16;
 /// Pipes made at start.
@@ -136,11 +138,7 @@ impl Host {
     }
 
     fn watch_end(&self, id: FlowId, end: End, fd: &OwnedFd) -> nix::Result<()> {
-        self.watch(
-            fd,
-            EDGES.union(EpollFlags::EPOLLPRI),
-            Token::Splice(id, end),
-        )
+        self.watch(fd, EDGES.union(INPUT), Token::Splice(id, end))
     }
 }
 
@@ -180,6 +178,17 @@ impl Io for Host {
 
     fn adopt(&mut self, id: FlowId, socket: &OwnedFd) -> bool {
         self.watch_end(id, End::Origin, socket).is_ok()
+    }
+
+    fn mute(&mut self, id: FlowId, end: End, socket: &OwnedFd, mute: bool) {
+        let what = if mute {
+            EDGES.difference(INPUT)
+        } else {
+            EDGES.union(INPUT)
+        };
+        let mut event = EpollEvent::new(what, Token::Splice(id, end).to_raw());
+        // Cannot fail: it is registered, and registering allocates.
+        let _ = self.epoll.modify(socket, &mut event);
     }
 
     fn connected(&mut self, socket: &OwnedFd) -> Connecting {
@@ -254,8 +263,14 @@ impl Io for Host {
         pipe: &Pipe,
         socket: &OwnedFd,
         max: usize,
+        more: bool,
     ) -> Result<usize, SocketError> {
-        pipe.drain(socket, max).map_err(|e| classify(&e))
+        pipe.drain(socket, max, more).map_err(|e| classify(&e))
+    }
+
+    fn flush(&mut self, socket: &OwnedFd) {
+        // Setting it again is what sends (tcp(7)); it cannot fail on a TCP socket.
+        let _ = stream::set_int(socket, IPPROTO_TCP, TCP_NODELAY, 1);
     }
 
     fn shutdown_write(&mut self, socket: &OwnedFd) {

@@ -60,14 +60,16 @@ impl Pipe {
     }
 
     /// Move up to `max` bytes from the pipe into a socket. Ask for no more than there are: the kernel would hold
-    /// back the last piece for those to come.
+    /// back the last piece for those to come. With `more` it does so on purpose, up to a segment (SPLICE_F_MORE).
     ///
     /// # Errors
     /// As splice(2) and send(2); `WouldBlock` when the socket's buffer is full or the pipe empty. SIGPIPE comes with
     /// EPIPE and has to be ignored by the process.
-    pub fn drain(&self, socket: impl AsFd, max: usize) -> io::Result<usize> {
+    pub fn drain(&self, socket: impl AsFd, max: usize, more: bool) -> io::Result<usize> {
         let socket = socket.as_fd();
-        uninterrupted(|| Ok(splice(&self.read, None, socket, None, max, FLAGS)?))
+        let mut flags = FLAGS;
+        flags.set(SpliceFFlags::SPLICE_F_MORE, more);
+        uninterrupted(|| Ok(splice(&self.read, None, socket, None, max, flags)?))
     }
 
     /// Copy `data` into the pipe.
@@ -109,7 +111,7 @@ mod tests {
             }
         }
         assert_eq!(held, 16);
-        assert_eq!(pipe.drain(&c, held).unwrap(), 16);
+        assert_eq!(pipe.drain(&c, held, false).unwrap(), 16);
         drop(c);
         let mut got = String::new();
         d.read_to_string(&mut got).unwrap();
@@ -130,7 +132,7 @@ mod tests {
         let (a, b) = pair();
         b.set_nonblocking(true).unwrap();
         let pipe = Pipe::new(1 << 16).unwrap();
-        for e in [pipe.fill(&b, 10), pipe.drain(&b, 10)] {
+        for e in [pipe.fill(&b, 10), pipe.drain(&b, 10, false)] {
             assert_eq!(e.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }
         drop(a);

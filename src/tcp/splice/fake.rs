@@ -46,9 +46,14 @@ pub(super) struct Sock {
     dead: bool,
     /// Bytes the send buffer still takes.
     pub room: usize,
+    /// No edges for input.
+    muted: bool,
+    pub mutes: usize,
     /// A call took less than it was offered.
     short: bool,
     pub sent: Vec<u8>,
+    /// Part of it may still wait for more.
+    pub corked: bool,
     pub shut: bool,
     pub fate: Fate,
     pub source: Option<IpAddr>,
@@ -107,8 +112,11 @@ impl World {
             error: None,
             dead: false,
             room: usize::MAX / 2,
+            muted: false,
+            mutes: 0,
             short: false,
             sent: Vec::new(),
+            corked: false,
             shut: false,
             fate: Fate::Open,
             source: None,
@@ -120,13 +128,13 @@ impl World {
     pub(super) fn arrive(&mut self, at: usize, data: &[u8]) {
         let sock = &mut self.socks[at];
         sock.rx.extend(data);
-        sock.pending.readable = true;
+        sock.pending.readable |= !sock.muted;
     }
 
     pub(super) fn fin(&mut self, at: usize) {
         let sock = &mut self.socks[at];
         sock.fin = true;
-        sock.pending.readable = true;
+        sock.pending.readable |= !sock.muted;
         sock.pending.hup = true;
     }
 
@@ -174,6 +182,8 @@ impl World {
             } else if engine.next_deadline().is_some_and(|at| at <= now) {
                 engine.on_timer(self, now);
             } else {
+                let stuck = self.socks.iter().find(|s| s.corked && !s.short);
+                assert!(stuck.is_none_or(|s| s.fate != Fate::Open), "held back");
                 return;
             }
         }
@@ -218,6 +228,7 @@ impl World {
         let n = room.min(data.len());
         sock.room -= if sock.connecting { 0 } else { n };
         sock.short |= n < data.len();
+        sock.corked = false;
         sock.sent.extend(&data[..n]);
         if n == 0 && !data.is_empty() {
             return Err(SocketError::WouldBlock);
@@ -260,6 +271,15 @@ impl Io for World {
         sock.registered = Some((id, End::Origin));
         sock.pending.writable = true;
         self.adopts
+    }
+
+    fn mute(&mut self, id: FlowId, end: End, socket: &Handle, mute: bool) {
+        let sock = &mut self.socks[socket.0];
+        assert_eq!(sock.registered, Some((id, end)));
+        assert_ne!(sock.muted, mute);
+        sock.muted = mute;
+        sock.mutes += 1;
+        sock.pending.readable |= !mute && (sock.fin || !sock.rx.is_empty());
     }
 
     fn connected(&mut self, socket: &Handle) -> Connecting {
@@ -345,6 +365,7 @@ impl Io for World {
         pipe: &Pipe,
         socket: &Handle,
         max: usize,
+        more: bool,
     ) -> Result<usize, SocketError> {
         assert_eq!(
             max,
@@ -354,7 +375,12 @@ impl Io for World {
         let data: Vec<u8> = self.pipes[pipe.0].iter().copied().collect();
         let n = self.send(socket.0, &data)?;
         self.pipes[pipe.0].drain(..n);
+        self.socks[socket.0].corked = more;
         Ok(n)
+    }
+
+    fn flush(&mut self, socket: &Handle) {
+        self.socks[socket.0].corked = false;
     }
 
     fn shutdown_write(&mut self, socket: &Handle) {

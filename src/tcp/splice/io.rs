@@ -6,7 +6,8 @@
 //! * both sockets of a pair are registered *edge-triggered* for input, output, urgent data and peer shutdown, the
 //!   target from [`Io::connect`] on, the origin from [`Io::adopt`] on, until `close` or `reset`; no registration
 //!   call per event. Input: an edge whenever data, urgent data or a FIN arrives. Output: an edge when the connection
-//!   is established, and when the buffer has room again after a call took less than it was offered;
+//!   is established, and when the buffer has room again after a call took less than it was offered. [`Io::mute`] takes
+//!   the edges for input away and gives them back;
 //! * `WouldBlock` is EAGAIN and only EAGAIN: what a signal interrupted is repeated inside;
 //! * TCP_NODELAY is on for all of them: who wrote the bytes has already decided when they leave.
 
@@ -114,6 +115,9 @@ pub trait Io {
     /// Register an accepted socket as the [`End::Origin`] of `id`. False if the kernel refuses.
     fn adopt(&mut self, id: FlowId, socket: &Self::Socket) -> bool;
 
+    /// Without input edges (`mute`), or with them again, and then with one at once if there is something.
+    fn mute(&mut self, id: FlowId, end: End, socket: &Self::Socket, mute: bool);
+
     /// Has it connected?
     fn connected(&mut self, socket: &Self::Socket) -> Connecting;
 
@@ -164,7 +168,8 @@ pub trait Io {
         max: usize,
     ) -> Result<usize, SocketError>;
 
-    /// Move `max` bytes, all there are, from a pipe into a socket's send buffer: how many went.
+    /// Move `max` bytes, all there are, from a pipe into a socket's send buffer: how many went. `more`: others
+    /// will follow, and what does not fill a segment may wait for them or for [`Io::flush`].
     ///
     /// # Errors
     /// As the kernel says.
@@ -173,7 +178,11 @@ pub trait Io {
         pipe: &Self::Pipe,
         socket: &Self::Socket,
         max: usize,
+        more: bool,
     ) -> Result<usize, SocketError>;
+
+    /// Send what waits to become a whole segment.
+    fn flush(&mut self, socket: &Self::Socket);
 
     /// `shutdown(SHUT_WR)`.
     fn shutdown_write(&mut self, socket: &Self::Socket);

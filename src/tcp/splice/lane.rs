@@ -10,6 +10,9 @@
 //!
 //! A lane has a pipe only while there is something in it (a full sink), so a stock of a few serves everybody.
 //!
+//! While a bulk transfer waits for its sink, what its source goes on receiving is no news: after the first useless edge the
+//! source is muted, and stays so until it has been emptied.
+//!
 //! What ends a wait: `ready` is cleared only by a source that said it has nothing more, and comes back with its next
 //! edge; `blocked` is set only after the sink took less than it was offered, and goes with its next edge; a lane that has
 //! both to read and to write, but has used up its turn, is queued for another by the engine. An empty source and a full
@@ -56,8 +59,14 @@ pub(super) struct Lane<P> {
     pipe: Option<P>,
     /// Bytes in the pipe.
     held: usize,
+    /// It was filled to the brim: the source has more.
+    brimful: bool,
+    /// The sink may hold back part of a segment.
+    corked: bool,
     /// The source may have something.
     ready: bool,
+    /// The source gives no edges: it counts as ready until it says that it is not.
+    muted: bool,
     /// Less than asked for does not mean that there is no more.
     eager: bool,
     /// The sink is full, or not connected yet.
@@ -74,7 +83,10 @@ impl<P> Lane<P> {
         Self {
             pipe: None,
             held: 0,
+            brimful: false,
+            corked: false,
             ready: false,
+            muted: false,
             eager: false,
             blocked: !connected,
             bulk: false,
@@ -87,6 +99,20 @@ impl<P> Lane<P> {
     pub(super) const fn source_ready(&mut self, eager: bool) {
         self.ready = true;
         self.eager |= eager;
+    }
+
+    /// Was that an edge of the source for nothing, and would the next one be? Then it is muted from now on.
+    pub(super) const fn mutes(&mut self) -> bool {
+        let mutes = self.blocked && self.bulk && self.held > 0 && !self.muted;
+        self.muted |= mutes;
+        mutes
+    }
+
+    /// The source is empty and has to say when it is not: does it have to be given its edges back?
+    pub(super) const fn unmutes(&mut self) -> bool {
+        let unmutes = self.muted && !self.ready;
+        self.muted &= !unmutes;
+        unmutes
     }
 
     /// The sink takes bytes again.
@@ -102,6 +128,11 @@ impl<P> Lane<P> {
     /// Could more be moved now?
     pub(super) const fn wants_turn(&self) -> bool {
         !self.blocked && (self.held > 0 || (self.ready && !self.ended))
+    }
+
+    /// In the middle of a bulk transfer?
+    pub(super) const fn is_bulk(&self) -> bool {
+        self.bulk
     }
 
     /// All has been carried but the FIN.
@@ -134,6 +165,10 @@ impl<P> Lane<P> {
             if let Some(pipe) = self.pipe.take() {
                 turn.io.give_back(pipe);
             }
+            if self.corked && !self.wants_turn() {
+                self.corked = false;
+                turn.io.flush(sink);
+            }
         }
         Ok(())
     }
@@ -149,8 +184,9 @@ impl<P> Lane<P> {
             self.held = 0;
             return Ok(());
         };
-        match turn.io.splice_out(pipe, sink, self.held) {
+        match turn.io.splice_out(pipe, sink, self.held, self.brimful) {
             Ok(n) => {
+                self.corked = self.brimful;
                 self.held = self.held.saturating_sub(n);
                 turn.count(n);
                 // What is held and cannot go is a miscount: better an end than a loop.
@@ -180,7 +216,10 @@ impl<P> Lane<P> {
         };
         match turn.io.splice_in(source, pipe, LOAD) {
             Ok(0) => self.ended = true,
-            Ok(n) => self.held = n,
+            Ok(n) => {
+                self.held = n;
+                self.brimful = n >= turn.io.pipe_size(pipe);
+            }
             Err(SocketError::WouldBlock) => {
                 self.drained();
                 self.bulk = turn.moved.saturating_sub(begin) >= SMALL_TURN;
@@ -240,7 +279,7 @@ impl<P> Lane<P> {
         self.blocked = taken < n;
         if n == most {
             self.bulk = spare.is_some() && n == turn.scratch.len();
-        } else if !self.eager && (taken == n || spare.is_some()) {
+        } else if !self.eager && !self.muted && (taken == n || spare.is_some()) {
             self.ready = false;
         }
         match spare {
@@ -263,6 +302,7 @@ impl<P> Lane<P> {
         let kept = turn.io.put(&pipe, rest);
         self.pipe = Some(pipe);
         self.held = kept;
+        self.brimful = false;
         if kept < rest.len() {
             // The kernel broke its word: better an end than a gap.
             return Err(SocketError::Other);

@@ -4,7 +4,7 @@
 //! we may have: one we accepted (the *origin*) and one we connect in the other network (the *target*). Bytes go from
 //! one to the other, each way for itself ([`lane`]); ends are reflected as what they are ([`pair`]).
 //!
-//! Both sockets are registered once, edge-triggered. What must never happen: a connection that waits for something
+//! Both sockets are registered once, edge-triggered; only a bulk transfer whose receiver is slow touches that again. What must never happen: a connection that waits for something
 //! no edge will report; one that spins on a full receiver, or lets it hold up its other direction or other
 //! connections (one turn per event, then the back of the queue); a byte lost or doubled between a partial read and
 //! a partial write; half a stream ending like a whole one.
@@ -47,6 +47,8 @@ pub struct Engine<I: Io> {
     /// The next connection's key: nobody looks connections up by their addresses.
     serial: u64,
     scratch: Box<[u8]>,
+    /// See [`Engine::take_bulk`].
+    bulk: bool,
     /// Connections that have used up their turn, each once.
     backlog: VecDeque<FlowId>,
     /// Connections without a target, in order, and when each is given up: IPv4, IPv6.
@@ -63,6 +65,7 @@ impl<I: Io> Engine<I> {
             table,
             serial: 0,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            bulk: false,
             backlog: VecDeque::with_capacity(capacity),
             waiting: [
                 VecDeque::with_capacity(capacity),
@@ -152,7 +155,7 @@ impl<I: Io> Engine<I> {
         let Some(pair) = self.table.get_mut(id) else {
             return;
         };
-        let life = pair.on_socket(io, &mut self.scratch, now, end, ready);
+        let life = pair.on_socket(io, &mut self.scratch, now, id, (end, ready));
         self.settle(io, id, life);
     }
 
@@ -165,7 +168,7 @@ impl<I: Io> Engine<I> {
             };
             if let Some(pair) = self.table.get_mut(id) {
                 pair.queued = false;
-                let life = pair.pump(io, &mut self.scratch, now);
+                let life = pair.pump(io, &mut self.scratch, now, id);
                 self.settle(io, id, life);
             }
         }
@@ -190,6 +193,12 @@ impl<I: Io> Engine<I> {
         fronts.min_by_key(|(_, until)| *until).copied()
     }
 
+    /// Has anything been part of a bulk transfer since this was last asked? Looking out for the next event instead of
+    /// sleeping is of no use then: the longer the sleep, the more can be moved at once.
+    pub fn take_bulk(&mut self) -> bool {
+        std::mem::take(&mut self.bulk)
+    }
+
     /// The connections numbered `from` and higher, in that order.
     pub fn flows(&self, from: FlowId, now: Instant) -> impl Iterator<Item = FlowView> {
         let mut next = self.table.first_from(from);
@@ -206,6 +215,7 @@ impl<I: Io> Engine<I> {
     fn settle(&mut self, io: &mut I, id: FlowId, life: Life) {
         if life == Life::Goes {
             if let Some(pair) = self.table.get_mut(id) {
+                self.bulk |= pair.is_bulk();
                 if pair.wants_turn() && !pair.queued {
                     pair.queued = true;
                     self.backlog.push_back(id);

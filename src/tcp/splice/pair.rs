@@ -102,6 +102,11 @@ impl<S, P> Pair<S, P> {
         self.forth.wants_turn() || self.back.wants_turn()
     }
 
+    /// In the middle of a bulk transfer?
+    pub(super) const fn is_bulk(&self) -> bool {
+        self.forth.is_bulk() || self.back.is_bulk()
+    }
+
     pub(super) fn view(&self, id: FlowId, now: Instant) -> FlowView {
         let inbound = self.way == Way::In;
         let key = if inbound {
@@ -125,24 +130,28 @@ impl<S, P> Pair<S, P> {
         io: &mut I,
         scratch: &mut [u8],
         now: Instant,
-        end: End,
-        ready: Readiness,
+        id: FlowId,
+        event: (End, Readiness),
     ) -> Life {
-        if self.target.is_none() {
+        let (end, ready) = event;
+        let Some(target) = &self.target else {
             // Neither is registered yet: an event of whoever had this number before.
             return Life::Goes;
-        }
-        let (from, into) = match end {
-            End::Origin => (&mut self.forth, &mut self.back),
-            End::Target => (&mut self.back, &mut self.forth),
+        };
+        let (from, into, socket) = match end {
+            End::Origin => (&mut self.forth, &mut self.back, &self.origin),
+            End::Target => (&mut self.back, &mut self.forth, target),
         };
         if ready.writable {
             into.sink_ready();
         }
         if ready.readable || ready.hup || ready.urgent || ready.error {
             from.source_ready(ready.hup || ready.urgent || ready.error);
+            if from.mutes() {
+                io.mute(id, end, socket, true);
+            }
         }
-        let life = self.pump(io, scratch, now);
+        let life = self.pump(io, scratch, now, id);
         if life != Life::Goes || !ready.error {
             return life;
         }
@@ -163,6 +172,7 @@ impl<S, P> Pair<S, P> {
         io: &mut I,
         scratch: &mut [u8],
         now: Instant,
+        id: FlowId,
     ) -> Life {
         let Some(target) = &self.target else {
             return Life::Goes;
@@ -173,6 +183,12 @@ impl<S, P> Pair<S, P> {
         let mut turn = Turn::new(io, scratch);
         let received = self.back.pump(&mut turn, target, &self.origin);
         let back = (turn.moved, turn.pieces);
+        if self.forth.unmutes() {
+            io.mute(id, End::Origin, &self.origin, false);
+        }
+        if self.back.unmutes() {
+            io.mute(id, End::Target, target, false);
+        }
         self.count(forth, back, now);
         if sent.is_err() || received.is_err() {
             return if self.proven {

@@ -69,12 +69,18 @@ fn bulk_goes_through_a_pipe_that_is_given_back_when_there_is_no_more() {
     assert!(w.socks[TARGET].sent == data);
     assert!(w.splices > 10);
     assert_eq!(w.lent(), 0);
+    assert!(e.take_bulk());
+    assert!(!e.take_bulk(), "asked, and nothing since");
     let splices = w.splices;
     for _ in 0..3 {
         w.arrive(ORIGIN, b"small again");
         w.run(&mut e, NOW);
     }
     assert!(w.splices <= splices + 2, "copying is cheaper by now");
+    e.take_bulk();
+    w.arrive(ORIGIN, b"and small");
+    w.run(&mut e, NOW);
+    assert!(!e.take_bulk());
 }
 
 #[test]
@@ -99,6 +105,31 @@ fn a_full_receiver_costs_nothing_while_the_source_goes_on() {
     w.drain(TARGET, usize::MAX / 4);
     w.run(&mut e, NOW);
     assert_eq!(w.socks[TARGET].sent.len(), 300_200);
+}
+
+#[test]
+fn a_source_is_muted_while_its_sink_is_full_and_heard_again_when_it_is_empty() {
+    let mut w = World::new();
+    let mut e = open(&mut w);
+    w.socks[TARGET].room = 100_000;
+    w.arrive(ORIGIN, &pattern(300_000));
+    w.run(&mut e, NOW);
+    assert_eq!(w.socks[ORIGIN].mutes, 0, "not before there is a reason");
+    for n in 0..50 {
+        w.arrive(ORIGIN, &pattern(100_000));
+        w.run(&mut e, NOW);
+        w.drain(TARGET, 100_000);
+        w.run(&mut e, NOW);
+        assert_eq!(w.socks[ORIGIN].mutes, 1, "{n}");
+    }
+    w.drain(TARGET, usize::MAX / 4);
+    w.run(&mut e, NOW);
+    assert_eq!(w.socks[ORIGIN].mutes, 2);
+    w.arrive(ORIGIN, b"the end");
+    w.fin(ORIGIN);
+    w.run(&mut e, NOW);
+    assert_eq!(w.socks[TARGET].sent.len(), 5_300_007);
+    assert!(w.socks[TARGET].shut);
 }
 
 #[test]
