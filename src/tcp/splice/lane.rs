@@ -24,8 +24,10 @@ use super::io::{Io, SocketError};
 const TURN: usize = 1 << 20;
 /// Most bytes asked of one splice(2).
 const LOAD: usize = 1 << 20;
-/// A bulk turn that moves less is none.
+/// A turn that moves less is none of a bulk transfer...
 const SMALL_TURN: usize = 16 << 10;
+/// ... but a few of them do not yet end it.
+const SMALL_TURNS: u8 = 32;
 
 /// What a turn works with.
 pub(super) struct Turn<'a, I> {
@@ -71,7 +73,8 @@ pub(super) struct Lane<P> {
     eager: bool,
     /// The sink is full, or not connected yet.
     blocked: bool,
-    bulk: bool,
+    /// Small turns a bulk transfer may still take; 0: there is none.
+    bulk: u8,
     /// The source's FIN has been seen.
     ended: bool,
     /// ... and passed on.
@@ -89,7 +92,7 @@ impl<P> Lane<P> {
             muted: false,
             eager: false,
             blocked: !connected,
-            bulk: false,
+            bulk: 0,
             ended: false,
             finished: false,
         }
@@ -103,7 +106,7 @@ impl<P> Lane<P> {
 
     /// Was that an edge of the source for nothing, and would the next one be? Then it is muted from now on.
     pub(super) const fn mutes(&mut self) -> bool {
-        let mutes = self.blocked && self.bulk && self.held > 0 && !self.muted;
+        let mutes = self.blocked && self.is_bulk() && self.held > 0 && !self.muted;
         self.muted |= mutes;
         mutes
     }
@@ -132,7 +135,7 @@ impl<P> Lane<P> {
 
     /// In the middle of a bulk transfer?
     pub(super) const fn is_bulk(&self) -> bool {
-        self.bulk
+        self.bulk > 0
     }
 
     /// All has been carried but the FIN.
@@ -155,7 +158,7 @@ impl<P> Lane<P> {
         while self.wants_turn() && turn.moved < end {
             if self.held > 0 {
                 self.unload(turn, sink)?;
-            } else if self.bulk {
+            } else if self.is_bulk() {
                 self.load(turn, source, begin)?;
             } else {
                 self.copy(turn, source, sink)?;
@@ -211,7 +214,7 @@ impl<P> Lane<P> {
             self.pipe = turn.io.pipe();
         }
         let Some(pipe) = &self.pipe else {
-            self.bulk = false;
+            self.bulk = 0;
             return Ok(());
         };
         match turn.io.splice_in(source, pipe, LOAD) {
@@ -222,7 +225,11 @@ impl<P> Lane<P> {
             }
             Err(SocketError::WouldBlock) => {
                 self.drained();
-                self.bulk = turn.moved.saturating_sub(begin) >= SMALL_TURN;
+                self.bulk = if turn.moved.saturating_sub(begin) < SMALL_TURN {
+                    self.bulk.saturating_sub(1)
+                } else {
+                    SMALL_TURNS
+                };
             }
             Err(e) => return Err(e),
         }
@@ -278,7 +285,9 @@ impl<P> Lane<P> {
         }
         self.blocked = taken < n;
         if n == most {
-            self.bulk = spare.is_some() && n == turn.scratch.len();
+            if spare.is_some() && n == turn.scratch.len() {
+                self.bulk = SMALL_TURNS;
+            }
         } else if !self.eager && !self.muted && (taken == n || spare.is_some()) {
             self.ready = false;
         }
