@@ -152,8 +152,9 @@ impl Worker {
                 source: None,
             }),
             Table::Host => {
-                // Only the bypass asks which of the host's addresses was meant.
-                let local = if peer.ip.is_loopback() {
+                // Which of the host's addresses was meant matters only where it is to be the same inside.
+                let same = config.splice.to_loopback || config.splice.only;
+                let local = if peer.ip.is_loopback() && same {
                     local()?
                 } else {
                     peer.ip
