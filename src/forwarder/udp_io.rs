@@ -38,17 +38,19 @@ pub struct Socket {
     ipv6: bool,
     /// A listener that is not bound to an address: answers have to name their source.
     anywhere: bool,
+    /// Bound to the interface of the configuration.
+    on_device: bool,
 }
 
 impl Socket {
     /// A socket that was bound elsewhere to listen.
     #[must_use]
-    #[allow(dead_code, reason = "whoever takes listeners over calls it")]
     pub fn listener(fd: OwnedFd) -> Self {
         let address = datagram::local_address(fd.as_fd());
         Self {
             ipv6: address.as_ref().is_ok_and(SocketAddr::is_ipv6),
             anywhere: address.is_ok_and(|a| a.ip().is_unspecified()),
+            on_device: false,
             fd,
         }
     }
@@ -60,6 +62,7 @@ impl Socket {
             fd,
             ipv6,
             anywhere: false,
+            on_device: false,
         }
     }
 }
@@ -158,6 +161,27 @@ pub(super) fn next_error(fd: &OwnedFd, payload: &mut [u8]) -> Option<Record> {
     errqueue::next(fd, payload).ok().flatten()
 }
 
+impl Host {
+    /// The kernel has forgotten the interface together with the peer (`__udp_disconnect` in net/ipv4/udp.c).
+    fn rebind_device(&self, socket: &Socket) -> io::Result<()> {
+        let device = if socket.ipv6 {
+            self.config
+                .v6
+                .as_ref()
+                .and_then(|v6| v6.outbound_if.as_deref())
+        } else {
+            self.config
+                .v4
+                .as_ref()
+                .and_then(|v4| v4.outbound_if.as_deref())
+        };
+        match device.filter(|_| socket.on_device) {
+            Some(device) => stream::bind_to_device(&socket.fd, device),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Io for Host {
     type Socket = Socket;
 
@@ -165,14 +189,18 @@ impl Io for Host {
         let (fd, had_port) = datagram::open_udp(&open_options(open)).map_err(|e| open_fault(&e))?;
         self.watch(&fd, EpollFlags::EPOLLIN, Token::Udp(id))
             .map_err(|e| open_fault(&e.into()))?;
-        Ok((Socket::unbound(fd, open.ipv6), had_port))
+        let socket = Socket {
+            on_device: open.device.is_some(),
+            ..Socket::unbound(fd, open.ipv6)
+        };
+        Ok((socket, had_port))
     }
 
     fn connect(&mut self, socket: &Socket, peer: Option<Peer>) -> Result<(), Fault> {
         let fd = socket.fd.as_fd();
         match peer {
             Some(peer) => datagram::connect(fd, sockaddr(peer)),
-            None => datagram::disconnect(fd),
+            None => datagram::disconnect(fd).and_then(|()| self.rebind_device(socket)),
         }
         .map_err(|e| fault(&e))
     }
@@ -440,4 +468,34 @@ fn emit(
     };
     let offload = template.udp_offload(len, u16::try_from(segment).unwrap_or(u16::MAX));
     link.send(buf, header.saturating_add(len), offload);
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{getsockopt, sockopt};
+
+    use super::*;
+
+    #[test]
+    fn a_dissolved_connection_does_not_leave_the_interface() {
+        let (mut host, _guest) = super::super::testing::host();
+        host.config.v4.as_mut().unwrap().outbound_if = Some("lo".to_owned());
+        host.config.v6.as_mut().unwrap().outbound_if = Some("lo".to_owned());
+        for (ipv6, peer) in [(false, "127.0.0.1:9"), (true, "[::1]:9")] {
+            for device in [Some("lo"), None] {
+                let open = Open {
+                    ipv6,
+                    device,
+                    ..Open::default()
+                };
+                let (socket, _) = Io::open(&mut host, FlowId(0), &open).unwrap();
+                let end: SocketAddr = peer.parse().unwrap();
+                let end = end.into();
+                Io::connect(&mut host, &socket, Some(Peer { end, scope: 0 })).unwrap();
+                Io::connect(&mut host, &socket, None).unwrap();
+                let bound = getsockopt(&socket.fd, sockopt::BindToDevice).unwrap();
+                assert_eq!(bound.to_str(), Some(device.unwrap_or_default()));
+            }
+        }
+    }
 }
