@@ -3,7 +3,7 @@
 //! A change is a transaction over two processes. The host's new listeners are bound here; if that succeeds and the
 //! namespace's table changes too, the ns-agent is sent it and binds; when both have what they need, both put it
 //! into force, and otherwise neither does. Rules that stay the same keep their name, and with it their listeners and
-//! everything counted under it; names are never given twice.
+//! everything counted under it; no name that was ever in force is given again.
 //!
 //! One change at a time: the control socket hears of the end of one before it reads the next.
 
@@ -13,7 +13,7 @@ use crate::config::rules::{Context, Rule, RuleId, Rules, Table};
 pub type Named = Vec<(RuleId, Rule)>;
 
 /// Gives names to rules.
-#[derive(Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Names {
     given: u16,
 }

@@ -31,6 +31,8 @@ pub struct Forwarding {
 #[derive(Debug)]
 struct Pending {
     tables: Tables,
+    /// With those of the new tables given: what is refused has used none up.
+    names: Names,
     change: Change<OwnedFd>,
 }
 
@@ -38,11 +40,17 @@ struct Pending {
 #[derive(Debug)]
 pub(super) struct Unexpected;
 
+/// How long the forwarder is waited for to close what a change has removed. After that whoever asked is told: one
+/// that never answers must not keep the control socket from everybody else.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// Whose listeners may still be open.
 #[derive(Clone, Copy, Debug)]
 struct Settling {
     host: bool,
     splice: bool,
+    /// `None`: it has passed.
+    deadline: Option<Instant>,
 }
 
 /// How a change is getting on.
@@ -136,14 +144,17 @@ impl Forwarding {
         }
     }
 
-    /// How long until [`Forwarding::tick`] has something to do.
+    /// How long until [`Forwarding::tick`] or [`Forwarding::overdue`] has something to do.
     pub(super) fn timeout(&self, now: Instant) -> Option<Duration> {
-        self.network.timeout(now).filter(|_| self.going)
+        let settling = self.settling.and_then(|settling| settling.deadline);
+        let settled = settling.map(|deadline| deadline.saturating_duration_since(now));
+        let network = self.network.timeout(now).filter(|_| self.going);
+        settled.into_iter().chain(network).min()
     }
 
     /// Look at the host's network, and for ports that were busy, if it is time.
     pub(super) fn tick(&mut self, now: Instant, peers: &mut Peers<'_>) -> Result<(), u8> {
-        if self.timeout(now) != Some(Duration::ZERO) {
+        if !self.going || self.network.timeout(now) != Some(Duration::ZERO) {
             return Ok(());
         }
         let agent = peers.agent.link.as_ref();
@@ -175,7 +186,7 @@ impl Forwarding {
         let mut out = |supply: Supply, fds: &[BorrowedFd<'_>]| {
             link.ok_or(IpcError::Closed)?.supply(supply, fds)
         };
-        match self.network.keeper.serve(request, now, &mut out) {
+        match self.network.serve(request, now, &mut out) {
             Ok(()) => Ok(()),
             Err(ServeError::Misbehaved(_)) => Err(peers.forwarder.misbehaved()),
             Err(ServeError::Ipc(_)) => Err(peers.forwarder.ended()),
@@ -233,7 +244,8 @@ impl Forwarding {
         if self.pending.is_some() || self.settling.is_some() {
             return Ok(Outcome::Refused("Another change is under way".to_owned()));
         }
-        let Some(tables) = Tables::new(&mut self.names, &self.tables, host, splice) else {
+        let mut names = self.names.clone();
+        let Some(tables) = Tables::new(&mut names, &self.tables, host, splice) else {
             let why = "More rules were added in one run than there are names for: restart it";
             return Ok(Outcome::Refused(why.to_owned()));
         };
@@ -242,7 +254,11 @@ impl Forwarding {
             Err(e) => return Ok(Outcome::Refused(e.to_string())),
         };
         let same = tables.named(Table::Splice) == self.tables.named(Table::Splice);
-        let pending = Pending { tables, change };
+        let pending = Pending {
+            tables,
+            names,
+            change,
+        };
         if same {
             self.commit(pending, false, peers)?;
             return Ok(Outcome::Pending);
@@ -281,8 +297,17 @@ impl Forwarding {
         if settling.host || settling.splice {
             return Ok(None);
         }
+        let waiting = settling.deadline.is_some();
         self.settling = None;
-        Ok(Some(Outcome::Done))
+        Ok(waiting.then_some(Outcome::Done))
+    }
+
+    /// The end of a change that is in force, if the forwarder has been waited for long enough.
+    pub(super) fn overdue(&mut self, now: Instant) -> Option<Outcome> {
+        let deadline = &mut self.settling.as_mut()?.deadline;
+        deadline.take_if(|deadline| *deadline <= now)?;
+        log::warn!("The forwarder has not said that it closed what was removed");
+        Some(Outcome::Done)
     }
 
     /// The ns-agent has not.
@@ -304,20 +329,124 @@ impl Forwarding {
     }
 
     fn commit(&mut self, pending: Pending, splice: bool, peers: &mut Peers<'_>) -> Result<(), u8> {
-        let Pending { tables, change } = pending;
+        let Pending {
+            tables,
+            names,
+            change,
+        } = pending;
         peers.supply(|out| {
             self.network.keeper.commit(change, out)?;
             self.network.keeper.follow(out)?;
             out(Supply::Settle, &[])
         })?;
-        self.settling = Some(Settling { host: true, splice });
         let now = Instant::now();
+        self.settling = Some(Settling {
+            host: true,
+            splice,
+            deadline: now.checked_add(SETTLE),
+        });
         self.network.watch(now, tables.follows(Table::Splice));
         let follows = tables.follows(Table::Host);
         if follows != self.tables.follows(Table::Host) {
             peers.tell(&ToAgent::Watch(follows))?;
         }
         self.tables = tables;
+        self.names = names;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ports::PortSets;
+    use crate::config::rules::{Context, Protocol, Spec};
+    use crate::ipc;
+    use crate::monitor::ports::{Keeper, KeeperContext};
+    use crate::sandbox::Role;
+    use crate::sys::process::{Child, pidfd_open};
+    use crate::sys::scm;
+
+    fn forwarding() -> Forwarding {
+        let context = KeeperContext {
+            ipv4: true,
+            ipv6: true,
+            freebind: false,
+            budget: 10,
+        };
+        let network = Network::new(Keeper::new(Table::Host, context), None, PortSets::default());
+        let gate = Gate {
+            context: Context {
+                ipv4: true,
+                ipv6: true,
+                tcp: true,
+                udp: true,
+                ephemeral: (32768, 60999),
+            },
+            auto: true,
+        };
+        Forwarding::new(
+            network,
+            Tables::default(),
+            Names::default(),
+            gate,
+            Instant::now(),
+        )
+    }
+
+    #[test]
+    fn what_is_refused_uses_up_no_name() {
+        let mut forwarding = forwarding();
+        let somebody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = somebody.local_addr().expect("bound");
+        let context = forwarding.gate().context;
+        let mut rules = Rules::default();
+        let spec = Spec::parse(&format!("{}/{}", address.ip(), address.port())).expect("valid");
+        for rule in spec.rules(Table::Host, Protocol::Tcp, &context) {
+            rules.add(rule, &context).expect("no conflict");
+        }
+        let us = || Child {
+            pid: nix::unistd::getpid(),
+            pidfd: pidfd_open(nix::unistd::getpid()).expect("pidfd"),
+        };
+        let (log, _lines) = scm::seqpacket_pair().expect("pair");
+        let (to_forwarder, _forwarder) = ipc::forwarder_pair().expect("pair");
+        let (to_agent, _agent) = ipc::agent_pair().expect("pair");
+        let mut peers = Peers {
+            forwarder: &mut Forwarder::new(
+                Role::Forwarder,
+                us(),
+                to_forwarder,
+                log.try_clone().expect("duplicate"),
+            ),
+            agent: &mut Agent::new(Role::NsAgent, us(), to_agent, log),
+        };
+        let outcome = forwarding.change(&rules, &Rules::default(), &mut peers);
+        assert!(matches!(outcome, Ok(Outcome::Refused(_))), "{outcome:?}");
+        assert_eq!(forwarding.names, Names::default());
+        drop(somebody);
+        let outcome = forwarding.change(&rules, &Rules::default(), &mut peers);
+        assert_eq!(outcome, Ok(Outcome::Pending));
+        assert_ne!(forwarding.names, Names::default());
+    }
+
+    #[test]
+    fn a_forwarder_that_never_answers_is_not_waited_for_for_ever() {
+        let mut forwarding = forwarding();
+        let start = Instant::now();
+        forwarding.settling = Some(Settling {
+            host: true,
+            splice: false,
+            deadline: start.checked_add(SETTLE),
+        });
+        assert_eq!(forwarding.timeout(start), Some(SETTLE));
+        assert_eq!(forwarding.overdue(start), None);
+        let late = start + SETTLE;
+        assert_eq!(forwarding.overdue(late), Some(Outcome::Done));
+        assert_eq!(forwarding.overdue(late), None);
+        assert_eq!(forwarding.timeout(late), None);
+        // If it answers after all, nobody is told twice.
+        assert!(matches!(forwarding.settled(Table::Host), Ok(None)));
+        assert!(forwarding.settled(Table::Host).is_err());
     }
 }

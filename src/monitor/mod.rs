@@ -173,7 +173,11 @@ impl Monitor {
             log::info!("The namespace is gone, exiting");
             return Err(0);
         }
-        self.with_forwarding(|forwarding, peers| forwarding.tick(Instant::now(), peers))?;
+        let now = Instant::now();
+        self.with_forwarding(|forwarding, peers| forwarding.tick(now, peers))?;
+        if let Some(outcome) = self.forwarding.overdue(now) {
+            self.changed(outcome);
+        }
         self.serve_control(is(9))
     }
 

@@ -7,9 +7,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::ports::{Keeper, Out};
+use super::ports::{Keeper, Out, ServeError};
 use crate::config::ports::PortSets;
-use crate::ipc::{IpcError, PortBlock};
+use crate::ipc::{IpcError, PortBlock, Request};
 use crate::netlink::diag::Scanner;
 
 /// Time between two looks at the network: a new listener is followed within that, and a little.
@@ -115,9 +115,86 @@ impl Network {
         Ok(())
     }
 
+    /// Answer the forwarder, which has lost a listener. One that cannot be made now is tried again.
+    ///
+    /// # Errors
+    /// As [`Keeper::serve`].
+    pub fn serve(
+        &mut self,
+        request: Request,
+        now: Instant,
+        out: &mut Out<'_>,
+    ) -> Result<(), ServeError> {
+        self.keeper.serve(request, now, out)?;
+        self.arrange(now);
+        Ok(())
+    }
+
     /// The other side has told what has changed there. [`Keeper::follow`] is for after the last such.
     pub fn told(&mut self, change: &PortBlock) {
         self.keeper
             .other_side(change.protocol, change.block, &change.bits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::num::NonZeroU16;
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+    use crate::config::rules::{Protocol, Rule, RuleId, Table};
+    use crate::ipc::Supply;
+    use crate::monitor::ports::KeeperContext;
+
+    #[test]
+    fn a_lost_listener_that_cannot_be_made_again_now_is_later() {
+        let context = KeeperContext {
+            ipv4: true,
+            ipv6: true,
+            freebind: false,
+            budget: 10,
+        };
+        let somebody = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = somebody.local_addr().expect("bound");
+        drop(somebody);
+        let rule = Rule {
+            protocol: Protocol::Tcp,
+            listen: Some(address.ip()),
+            interface: None,
+            first: address.port(),
+            last: address.port(),
+            target: None,
+            to_first: 80,
+            best_effort: false,
+            auto_scan: false,
+        };
+        let rule_id = RuleId(NonZeroU16::MIN);
+        let mut network =
+            Network::new(Keeper::new(Table::Host, context), None, PortSets::default());
+        let mut supplied = 0;
+        // The forwarder's copies are closed at once: all are lost.
+        let mut out = |supply: Supply, _: &[BorrowedFd<'_>]| {
+            supplied += u32::from(matches!(supply, Supply::Listeners { .. }));
+            Ok(())
+        };
+        let change = network.keeper.prepare(&[(rule_id, rule)]).expect("free");
+        network.keeper.commit(change, &mut out).expect("sent");
+        let mut now = Instant::now();
+        network.watch(now, false);
+        assert!(network.timeout(now).is_none(), "nothing to wait for");
+        let somebody = TcpListener::bind(address).expect("nobody listens");
+        let request = Request::Listener {
+            rule: rule_id,
+            offset: 0,
+        };
+        network.serve(request, now, &mut out).expect("granted");
+        drop(somebody);
+        for _ in 0..3 {
+            now += network.timeout(now).unwrap_or_default();
+            network.tick(now, &mut |_| Ok(()), &mut out).expect("sent");
+        }
+        assert_eq!(supplied, 2);
     }
 }

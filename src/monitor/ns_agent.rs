@@ -202,7 +202,7 @@ impl NsAgent {
                 }
                 Ok(Some(request @ Request::Listener { .. })) => {
                     let out = &mut |supply: Supply, fds: &[BorrowedFd<'_>]| end.send(supply, fds);
-                    match self.network.keeper.serve(request, now, out) {
+                    match self.network.serve(request, now, out) {
                         Ok(()) => Ok(()),
                         Err(ServeError::Misbehaved(_)) => Err(IpcError::Malformed),
                         Err(ServeError::Ipc(e)) => Err(e),
