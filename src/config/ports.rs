@@ -5,6 +5,9 @@
 
 use super::rules::Protocol;
 
+/// Most listeners of one table, whatever addresses they are on: as many as there are ports of both protocols.
+pub const MAX_LISTENERS: usize = 1 << 17;
+
 /// Blocks of a set.
 pub const BLOCKS: usize = 256;
 /// One block: bit `p % 8` of byte `p / 8` is port `p` of the block.
@@ -49,14 +52,6 @@ impl Ports {
         }
     }
 
-    /// Take it out.
-    pub fn remove(&mut self, port: u16) {
-        let (word, bit) = place(port);
-        if let Some(w) = self.0.get_mut(word) {
-            *w &= !bit;
-        }
-    }
-
     /// Take all out.
     pub fn clear(&mut self) {
         self.0.fill(0);
@@ -77,13 +72,6 @@ impl Ports {
     /// Become a copy of `other`.
     pub fn copy_from(&mut self, other: &Self) {
         self.0.copy_from_slice(&other.0[..]);
-    }
-
-    /// Put in all of `other`.
-    pub fn unite(&mut self, other: &Self) {
-        for (w, o) in self.0.iter_mut().zip(other.0.iter()) {
-            *w |= o;
-        }
     }
 
     /// Take out all of `other`.
@@ -185,12 +173,6 @@ impl PortSets {
         self.udp.copy_from(&other.udp);
     }
 
-    /// Put in all of `other`.
-    pub fn unite(&mut self, other: &Self) {
-        self.tcp.unite(&other.tcp);
-        self.udp.unite(&other.udp);
-    }
-
     /// Take out all of `other`.
     pub fn subtract(&mut self, other: &Self) {
         self.tcp.subtract(&other.tcp);
@@ -239,14 +221,9 @@ mod tests {
             let (x, y) = (set(&a), set(&b));
             prop_assert_eq!(x.iter().collect::<BTreeSet<_>>(), a.clone());
             prop_assert_eq!(usize::try_from(x.len()).unwrap(), a.len());
-            let mut both = x.clone();
-            both.unite(&y);
-            prop_assert_eq!(both.iter().collect::<BTreeSet<_>>(), &a | &b);
-            let mut less = x.clone();
+            let mut less = x;
             less.subtract(&y);
             prop_assert_eq!(less.iter().collect::<BTreeSet<_>>(), &a - &b);
-            b.iter().for_each(|p| both.remove(*p));
-            prop_assert_eq!(both, less);
         }
 
         #[test]

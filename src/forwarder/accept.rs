@@ -78,6 +78,13 @@ impl Worker {
                         self.refuse_one(index);
                         return;
                     }
+                    // It does not listen any more: whoever rules its network has ended it (SOCK_DESTROY of
+                    // sock_diag(7), as by `ss -K`). Kept, it would be ready for ever.
+                    Some(libc::EINVAL) => {
+                        self.host.ports.remove(place);
+                        self.missed(now, place);
+                        return;
+                    }
                     _ => {
                         if taken == 1 {
                             self.singles = TRUSTED_SINGLES;

@@ -20,7 +20,8 @@ use crate::ipc::RuleNotice;
 
 /// Both tables, and while a table is being replaced, both versions of it.
 pub(super) const RULES: usize = 4 * MAX_RULES;
-/// Ports waiting to be asked for again; more are only had by a change of the rules.
+/// Ranges of ports waiting to be asked for again. Listeners come, and get lost, port by port in order, so that a few
+/// ranges hold as many of them as there are.
 const MISSING: usize = 256;
 
 /// Flows that are over.
@@ -75,6 +76,37 @@ struct Listener {
     socket: Socket,
 }
 
+/// Consecutive ports of a rule.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    rule: RuleId,
+    /// From the rule's first port.
+    first: u16,
+    last: u16,
+}
+
+impl Span {
+    fn contains(&self, place: Place) -> bool {
+        self.rule == place.rule && (self.first..=self.last).contains(&place.offset)
+    }
+
+    /// Take in a port next to it, on either side; false: it is not.
+    fn extend(&mut self, place: Place) -> bool {
+        if self.rule != place.rule {
+            return false;
+        }
+        if self.last.checked_add(1) == Some(place.offset) {
+            self.last = place.offset;
+            return true;
+        }
+        if place.offset.checked_add(1) == Some(self.first) {
+            self.first = place.offset;
+            return true;
+        }
+        false
+    }
+}
+
 /// See the module text.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -83,7 +115,9 @@ pub(super) struct Ports {
     listeners: Vec<Option<Listener>>,
     /// No slot below this one is free.
     first_free: usize,
-    missing: ArrayVec<Place, MISSING>,
+    /// Where the next one to be found may be: changes go through the ports in the order in which they came.
+    hint: usize,
+    missing: ArrayVec<Span, MISSING>,
 }
 
 impl Ports {
@@ -93,6 +127,7 @@ impl Ports {
             rules: Vec::with_capacity(RULES),
             listeners: Vec::with_capacity(listeners),
             first_free: 0,
+            hint: 0,
             missing: ArrayVec::new(),
         }
     }
@@ -162,7 +197,7 @@ impl Ports {
 
     /// Put a listener where [`Ports::next_index`] said.
     pub(super) fn add(&mut self, index: u32, place: Place, socket: Socket) {
-        self.missing.retain(|m| *m != place);
+        self.arrived(place);
         let listener = Some(Listener { place, socket });
         match self.listeners.get_mut(index as usize) {
             Some(slot) => *slot = listener,
@@ -187,10 +222,27 @@ impl Ports {
         }
     }
 
-    /// A listener is now another rule's; its socket, if it is a UDP one.
+    /// The slot of a listener.
+    fn slot(&mut self, place: Place) -> Option<usize> {
+        let is = |l: &Option<Listener>| l.as_ref().is_some_and(|l| l.place == place);
+        let hint = self.hint.min(self.listeners.len());
+        let (before, after) = self.listeners.split_at_checked(hint)?;
+        let further = after.iter().position(is);
+        let at = match further {
+            Some(n) => hint.checked_add(n)?,
+            None => before.iter().position(is)?,
+        };
+        self.hint = at.saturating_add(1);
+        Some(at)
+    }
+
+    /// A listener is now another rule's; its socket, if it is a UDP one. One that is missing is so there, too.
     pub(super) fn move_to(&mut self, from: Place, to: Place) -> Option<FlowId> {
-        let listeners = self.listeners.iter_mut().flatten();
-        let listener = listeners.into_iter().find(|l| l.place == from)?;
+        if self.arrived(from) {
+            self.missed(to);
+        }
+        let at = self.slot(from)?;
+        let listener = self.listeners.get_mut(at)?.as_mut()?;
         listener.place = to;
         match listener.socket {
             Socket::Udp(id) => Some(id),
@@ -198,13 +250,23 @@ impl Ports {
         }
     }
 
-    /// Take out one listener that `which` picks.
-    pub(super) fn remove(&mut self, which: impl Fn(Place) -> bool) -> Option<Socket> {
-        self.missing.retain(|m| !which(*m));
-        let at = self
-            .listeners
-            .iter()
-            .position(|l| l.as_ref().is_some_and(|l| which(l.place)))?;
+    /// Take out the listener of one port.
+    pub(super) fn remove(&mut self, place: Place) -> Option<Socket> {
+        self.arrived(place);
+        let at = self.slot(place)?;
+        self.take(at)
+    }
+
+    /// Take out the next listener of a rule, from slot `from` on, which moves past it.
+    pub(super) fn remove_next(&mut self, rule: RuleId, from: &mut usize) -> Option<Socket> {
+        let is = |l: &Option<Listener>| l.as_ref().is_some_and(|l| l.place.rule == rule);
+        let at = self.listeners.get(*from..)?.iter().position(is)?;
+        let at = from.checked_add(at)?;
+        *from = at.saturating_add(1);
+        self.take(at)
+    }
+
+    fn take(&mut self, at: usize) -> Option<Socket> {
         self.first_free = self.first_free.min(at);
         let listener = self.listeners.get_mut(at)?.take()?;
         Some(listener.socket)
@@ -222,6 +284,7 @@ impl Ports {
 
     /// Forget a rule, whose listeners are gone.
     pub(super) fn forget(&mut self, rule: RuleId) {
+        self.missing.retain(|span| span.rule != rule);
         if let Ok(at) = self.find(rule) {
             self.rules.remove(at);
         }
@@ -229,15 +292,50 @@ impl Ports {
 
     /// A listener was on its way and could not be taken.
     pub(super) fn missed(&mut self, place: Place) {
-        if !self.missing.contains(&place) {
-            // What is too much is still shown as missing by whoever keeps the rules.
-            let _ = self.missing.try_push(place);
+        if self.missing.iter().any(|span| span.contains(place)) {
+            return;
         }
+        if !self.missing.iter_mut().any(|span| span.extend(place)) {
+            // Takes a forwarder that has lost every other port, of hundreds.
+            let _ = self.missing.try_push(Span {
+                rule: place.rule,
+                first: place.offset,
+                last: place.offset,
+            });
+        }
+    }
+
+    /// It is no longer missing; was it?
+    fn arrived(&mut self, place: Place) -> bool {
+        let Some(at) = self.missing.iter().position(|span| span.contains(place)) else {
+            return false;
+        };
+        let span = self.missing.swap_remove(at);
+        let before = place
+            .offset
+            .checked_sub(1)
+            .map(|last| Span { last, ..span });
+        let after = place
+            .offset
+            .checked_add(1)
+            .map(|first| Span { first, ..span });
+        for rest in [before, after].into_iter().flatten() {
+            if rest.first <= rest.last {
+                let _ = self.missing.try_push(rest);
+            }
+        }
+        true
     }
 
     /// One that is missing, to be asked for.
     pub(super) fn take_missing(&mut self) -> Option<Place> {
-        self.missing.pop()
+        let span = self.missing.last()?;
+        let place = Place {
+            rule: span.rule,
+            offset: span.first,
+        };
+        self.arrived(place);
+        Some(place)
     }
 }
 
@@ -284,8 +382,8 @@ mod tests {
         assert_eq!(listen(&mut ports, place(1, 0)), 0);
         assert_eq!(listen(&mut ports, place(2, 0)), 1);
         assert!(ports.next_index().is_none());
-        assert!(ports.remove(|p| p.rule == id(1)).is_some());
-        assert!(ports.remove(|p| p.rule == id(1)).is_none());
+        assert!(ports.remove(place(1, 0)).is_some());
+        assert!(ports.remove(place(1, 0)).is_none());
         assert_eq!(listen(&mut ports, place(2, 1)), 0);
         assert_eq!(ports.udp_of(id(2)).count(), 2);
     }
@@ -326,7 +424,63 @@ mod tests {
         listen(&mut ports, place(1, 1));
         assert_eq!(ports.take_missing(), Some(place(1, 0)));
         ports.missed(place(1, 0));
-        ports.remove(|p| p.rule == id(1));
+        ports.remove(place(1, 0));
         assert!(ports.take_missing().is_none());
+        ports.missed(place(1, 0));
+        ports.forget(id(1));
+        assert!(ports.take_missing().is_none());
+    }
+
+    #[test]
+    fn however_many_are_missed_none_is_forgotten() {
+        let mut ports = Ports::with_capacity(4);
+        (1000..11_000).for_each(|offset| ports.missed(place(1, offset)));
+        (0..500)
+            .rev()
+            .for_each(|offset| ports.missed(place(2, offset)));
+        listen(&mut ports, place(1, 5000));
+        let mut asked = Vec::new();
+        while let Some(place) = ports.take_missing() {
+            asked.push((place.rule, place.offset));
+        }
+        asked.sort_unstable();
+        let first = (1000..11_000).filter(|o| *o != 5000).map(|o| (id(1), o));
+        let all: Vec<_> = first.chain((0..500).map(|o| (id(2), o))).collect();
+        assert_eq!(asked, all);
+    }
+
+    #[test]
+    fn what_is_missing_moves_to_the_other_rule_too() {
+        let mut ports = Ports::with_capacity(4);
+        ports.missed(place(1, 5));
+        assert!(ports.move_to(place(1, 5), place(2, 0)).is_none());
+        ports.forget(id(1));
+        assert_eq!(ports.take_missing(), Some(place(2, 0)));
+        assert!(ports.take_missing().is_none());
+    }
+
+    #[test]
+    fn a_rule_of_all_ports_is_forgotten_in_one_go() {
+        let mut ports = Ports::with_capacity(1 << 17);
+        for offset in 0..u16::MAX {
+            listen(&mut ports, place(1, offset));
+            listen(&mut ports, place(2, offset));
+        }
+        // In either order each is found without looking through all of them.
+        let start = std::time::Instant::now();
+        for offset in 0..u16::MAX {
+            assert!(ports.move_to(place(2, offset), place(3, offset)).is_some());
+        }
+        let mut from = 0;
+        let mut removed = 0;
+        while ports.remove_next(id(1), &mut from).is_some() {
+            removed += 1;
+        }
+        for offset in 0..u16::MAX {
+            assert!(ports.remove(place(3, offset)).is_some());
+        }
+        assert_eq!(removed, u16::MAX);
+        // Looking through all takes some ten seconds.
+        assert!(start.elapsed() < std::time::Duration::from_secs(2));
     }
 }

@@ -4,9 +4,11 @@
 //! few at a time. The forwarder believes what it is told here (both are less exposed than itself), but it asks
 //! for little: a batch of sockets when the pool runs low, and listeners that it had no descriptor for.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::EpollFlags;
 
 use super::host::Host;
@@ -35,26 +37,28 @@ pub(super) struct Owes {
 }
 
 impl Worker {
-    /// Before the start: take everything both have to give.
+    /// Before the start: take everything both have to give, from whom it comes first. Nobody waits for the other:
+    /// what the ns-agent has sent may be in the way of what the monitor is about to send, as all processes of a
+    /// user share the room for descriptors on their way.
     pub(super) fn stock_up(&mut self, monitor: &ForwarderLink) -> Result<(), IpcError> {
         let mut fds = Descriptors::new();
         let start = Instant::default();
-        loop {
-            match monitor.receive_supply_blocking(&mut fds)? {
-                Supply::Complete => break,
-                supply => self.supplied(start, supply, &mut fds),
+        let (mut from_monitor, mut from_agent) = (true, self.agent.is_some());
+        while from_monitor || from_agent {
+            let end = self.agent.as_ref().filter(|_| from_agent);
+            let (heard, received) = match end {
+                Some(agent) if !from_monitor || speaks_first(agent.as_fd(), monitor.as_fd())? => {
+                    (&mut from_agent, agent.receive_supply_blocking(&mut fds))
+                }
+                _ => (&mut from_monitor, monitor.receive_supply_blocking(&mut fds)),
+            };
+            match received {
+                Ok(Supply::Complete) => *heard = false,
+                Ok(supply) => self.supplied(start, supply, &mut fds),
+                Err(IpcError::Lost(supply)) => self.lost(start, supply),
+                Err(e) => return Err(e),
             }
         }
-        let Some(agent) = self.agent.take() else {
-            return Ok(());
-        };
-        loop {
-            match agent.receive_supply_blocking(&mut fds)? {
-                Supply::Complete => break,
-                supply => self.supplied(start, supply, &mut fds),
-            }
-        }
-        self.agent = Some(agent);
         Ok(())
     }
 
@@ -86,7 +90,8 @@ impl Worker {
                 for (fd, offset) in fds.drain(..).zip(offset..=u16::MAX) {
                     let place = Place { rule, offset };
                     if !self.listen(now, place, fd) {
-                        log::debug!("No room for the listener of port {offset} of a rule");
+                        log::debug!("Couldn't take the listener of port {offset} of a rule");
+                        self.missed(now, place);
                     }
                 }
             }
@@ -109,13 +114,19 @@ impl Worker {
                 }
             }
             Supply::Close { rule, offset } => {
-                let place = Place { rule, offset };
-                self.unlisten(|p| p == place);
+                if let Some(socket) = self.host.ports.remove(Place { rule, offset }) {
+                    self.close(socket);
+                }
             }
             Supply::Forget { rule } => {
-                self.unlisten(|p| p.rule == rule);
+                let mut from = 0;
+                while let Some(socket) = self.host.ports.remove_next(rule, &mut from) {
+                    self.close(socket);
+                }
                 self.host.ports.forget(rule);
             }
+            // None could be made: asked for again, after a while.
+            Supply::Sockets { kind, count: 0 } => self.host.pool.lost(kind, now),
             Supply::Sockets { kind, .. } => {
                 self.host.pool.refill(kind, fds.drain(..));
                 self.splice.supplied(&mut self.host);
@@ -141,13 +152,18 @@ impl Worker {
             } => {
                 let end = offset.saturating_add(u16::from(count));
                 for offset in offset..end {
-                    self.host.ports.missed(Place { rule, offset });
+                    self.missed(now, Place { rule, offset });
                 }
-                self.ask_at = self.ask_at.or(Some(now + ASK_AGAIN));
             }
             Supply::Sockets { kind, .. } => self.host.pool.lost(kind, now),
             _ => {}
         }
+    }
+
+    /// A listener is not there, and should be: to be asked for again.
+    pub(super) fn missed(&mut self, now: Instant, place: Place) {
+        self.host.ports.missed(place);
+        self.ask_at = self.ask_at.or(Some(now + ASK_AGAIN));
     }
 
     fn new_rule(&mut self, notice: RuleNotice) {
@@ -225,13 +241,11 @@ impl Worker {
         true
     }
 
-    /// Close listeners.
-    fn unlisten(&mut self, which: impl Fn(Place) -> bool) {
-        while let Some(socket) = self.host.ports.remove(&which) {
-            match socket {
-                Socket::Tcp(listener) => drop(listener),
-                Socket::Udp(id) => self.udp.unlisten(&mut self.host, id),
-            }
+    /// Close a listener.
+    fn close(&mut self, socket: Socket) {
+        match socket {
+            Socket::Tcp(listener) => drop(listener),
+            Socket::Udp(id) => self.udp.unlisten(&mut self.host, id),
         }
     }
 
@@ -293,7 +307,136 @@ fn ask(agent: &SupplyLink, request: Request) -> Result<bool, IpcError> {
     }
 }
 
+/// Wait for either to have something to say; true: the first has.
+fn speaks_first(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> Result<bool, IpcError> {
+    let mut table = [first, second].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    loop {
+        match poll(&mut table, PollTimeout::NONE) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(std::io::Error::from(e).into()),
+        }
+    }
+    let [first, _] = table;
+    Ok(first.revents().is_some_and(|r| !r.is_empty()))
+}
+
 /// The end of the pair with the ns-agent, if there is one.
 pub(super) fn link(agent: Option<OwnedFd>) -> Option<SupplyLink> {
     agent.map(SupplyLink::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+    use super::*;
+    use crate::ipc::{self, SupplierEnd};
+    use crate::pcap::Pcap;
+    use crate::tap::Tap;
+
+    fn worker() -> Worker {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let config = crate::services::samples::config();
+        Worker::new(config, Tap::Off, epoll, Pcap::off(), [0; 16], 1024)
+    }
+
+    #[test]
+    fn the_ns_agent_need_not_wait_until_the_monitor_has_spoken() {
+        let (monitor, socket) = ipc::forwarder_pair().unwrap();
+        let link = ForwarderLink::new(socket);
+        let (supplier, supplied) = ipc::supply_pair().unwrap();
+        let mut worker = worker();
+        worker.agent = Some(SupplyLink::new(supplied));
+        let both = std::thread::spawn(move || {
+            let agent = SupplierEnd::new(supplier);
+            // More than can be on its way.
+            for _ in 0..5000 {
+                agent.send(Supply::Settle, &[]).expect("somebody reads");
+            }
+            agent.send(Supply::Complete, &[]).expect("somebody reads");
+            monitor.supply(Supply::Complete, &[]).expect("as here");
+            (agent, monitor)
+        });
+        worker.stock_up(&link).expect("everything");
+        both.join().expect("sent");
+        assert!(worker.agent.is_some());
+    }
+
+    #[test]
+    fn where_no_sockets_are_to_be_had_the_next_question_waits() {
+        let mut worker = worker();
+        let (now, kind) = (Instant(1000), SocketKind::Tcp4);
+        worker.host.pool.want(kind);
+        worker.host.pool.asked(kind);
+        let none = Supply::Sockets { kind, count: 0 };
+        worker.supplied(now, none, &mut Descriptors::new());
+        assert_eq!(worker.host.pool.lacking(now), None);
+        let later = worker.host.pool.next_deadline().expect("a deadline");
+        assert_eq!(worker.host.pool.lacking(later), Some(kind));
+    }
+
+    fn a_rule(worker: &mut Worker, now: Instant) -> RuleId {
+        let rule = RuleId(NonZeroU16::MIN);
+        let notice = RuleNotice {
+            rule,
+            table: Table::Host,
+            protocol: Protocol::Tcp,
+            target: None,
+            first: 80,
+            last: 80,
+            to_first: 80,
+        };
+        worker.supplied(now, Supply::Rule(notice), &mut Descriptors::new());
+        rule
+    }
+
+    fn supply_one(worker: &mut Worker, now: Instant, rule: RuleId, fd: OwnedFd) {
+        let mut fds = Descriptors::new();
+        fds.push(fd);
+        let listeners = Supply::Listeners {
+            rule,
+            offset: 0,
+            count: 1,
+        };
+        worker.supplied(now, listeners, &mut fds);
+    }
+
+    #[test]
+    fn a_listener_that_cannot_be_watched_is_asked_for_again() {
+        let (monitor, socket) = ipc::forwarder_pair().unwrap();
+        let link = ForwarderLink::new(socket);
+        let mut worker = worker();
+        let now = Instant(1000);
+        let rule = a_rule(&mut worker, now);
+        // epoll(7) takes no regular file: the same as when it is full.
+        let file = std::fs::File::open("Cargo.toml").unwrap();
+        supply_one(&mut worker, now, rule, file.into());
+        worker.ask(now, &link).unwrap();
+        assert!(monitor.try_receive().unwrap().is_none(), "not at once");
+        worker.ask(now + ASK_AGAIN, &link).unwrap();
+        let request = Request::Listener { rule, offset: 0 };
+        let said = monitor.try_receive().unwrap();
+        assert_eq!(said, Some(ipc::FromForwarder::Request(request)));
+    }
+
+    #[test]
+    fn a_listener_that_was_ended_by_others_is_closed_and_asked_for_again() {
+        let (monitor, socket) = ipc::forwarder_pair().unwrap();
+        let link = ForwarderLink::new(socket);
+        let mut worker = worker();
+        let now = Instant(1000);
+        let rule = a_rule(&mut worker, now);
+        // Does not listen, and is always ready: like one that was destroyed.
+        let socket = stream::socket(std::net::Ipv4Addr::LOCALHOST.into()).unwrap();
+        supply_one(&mut worker, now, rule, socket);
+        worker.on_listener(now, 0);
+        assert!(worker.host.ports.tcp(0).is_none(), "still watched");
+        worker.ask(now + ASK_AGAIN, &link).unwrap();
+        let request = Request::Listener { rule, offset: 0 };
+        let said = monitor.try_receive().unwrap();
+        assert_eq!(said, Some(ipc::FromForwarder::Request(request)));
+    }
 }

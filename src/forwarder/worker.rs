@@ -26,6 +26,7 @@ use super::syn;
 use super::udp_io;
 use crate::addr::{Endpoint, Mac};
 use crate::clock::Instant;
+use crate::config::ports::MAX_LISTENERS;
 use crate::config::{Config, DEFAULT_MTU};
 use crate::flow;
 use crate::flow::fragments::{Fragment, Key, Outcome, Reassembler};
@@ -440,7 +441,10 @@ impl Limits {
             },
             icmp: all.min(MAX_PINGS),
             splice: all / 2,
-            listeners: all,
+            // As many as the others can send.
+            listeners: usize::try_from(nofile)
+                .unwrap_or(usize::MAX)
+                .min(2 * MAX_LISTENERS),
         }
     }
 }

@@ -142,29 +142,11 @@ impl ForwarderLink {
         }
     }
 
-    /// The monitor has something to say after go: so far that can only be its end.
-    ///
-    /// Call it when the socket polls readable; blocks otherwise. The error is the reason to exit:
-    /// [`IpcError::Closed`] is the orderly one.
-    pub fn closed(&self) -> IpcError {
-        match self.0.receive_plain() {
-            Ok(_) => IpcError::Malformed,
-            Err(e) => e,
-        }
-    }
-
-    /// Block for the next message: before confinement, and until [`ToForwarder::Go`].
-    ///
-    /// # Errors
-    /// [`IpcError::Closed`]: the monitor died or gave up. [`IpcError::Lost`]: go on.
-    pub fn receive(&self, fds: &mut Descriptors) -> Result<ToForwarder, IpcError> {
-        self.0.receive(fds)
-    }
-
     /// Block for the next message of the start, up to [`Supply::Complete`].
     ///
     /// # Errors
-    /// As [`ForwarderLink::receive`]; anything but a supply is malformed.
+    /// [`IpcError::Closed`]: the monitor died or gave up. [`IpcError::Lost`]: go on. Anything but a supply is
+    /// malformed.
     pub fn receive_supply_blocking(&self, fds: &mut Descriptors) -> Result<Supply, IpcError> {
         match self.0.receive(fds)? {
             ToForwarder::Supply(supply) => Ok(supply),
@@ -207,8 +189,7 @@ impl SupplyLink {
         Self(Channel::new(socket))
     }
 
-    /// Block for the next message of the start, up to [`Supply::Complete`]. What comes from the monitor is to be
-    /// read first: the ns-agent may be waiting for it.
+    /// Block for the next message of the start, up to [`Supply::Complete`].
     ///
     /// # Errors
     /// [`IpcError::Closed`]: the ns-agent is gone. [`IpcError::Lost`]: go on.
@@ -289,14 +270,6 @@ impl AgentLink {
         self.0.send(&message, fd.as_slice())
     }
 
-    /// Block until the channel ends; the error says how: [`IpcError::Closed`] is the orderly end.
-    pub fn wait_end(&self) -> IpcError {
-        match self.0.receive_plain() {
-            Ok(_) => IpcError::Malformed,
-            Err(e) => e,
-        }
-    }
-
     /// The next message, `None` if there is none now.
     ///
     /// # Errors
@@ -327,11 +300,6 @@ impl<S: Serialize, R: Parcel> MonitorEnd<S, R> {
         let mut fds = Descriptors::new();
         let message = self.0.receive(&mut fds)?;
         Ok((message, fds.pop()))
-    }
-
-    /// Block for the next message; a descriptor with it is an error.
-    pub fn receive_plain(&self) -> Result<R, IpcError> {
-        self.0.receive_plain()
     }
 
     /// The next message, `None` if there is none now; a descriptor with it is an error.
@@ -402,21 +370,24 @@ mod tests {
         let link = ForwarderLink::new(socket);
         link.ready(5).expect("send");
         assert_eq!(
-            monitor.receive_plain().expect("receive"),
+            monitor.0.receive_plain().expect("receive"),
             FromForwarder::Ready { confinement: 5 }
         );
         monitor.send(&ToForwarder::Go).expect("send");
         link.wait_go().expect("go");
         drop(monitor);
-        assert!(matches!(link.closed(), IpcError::Closed));
+        assert!(matches!(link.wait_go(), Err(IpcError::Closed)));
     }
 
     #[test]
-    fn a_second_go_is_malformed() {
+    fn go_is_no_supply_and_a_supply_no_go() {
         let (monitor, socket) = forwarder_pair().expect("pair");
         let link = ForwarderLink::new(socket);
         monitor.send(&ToForwarder::Go).expect("send");
-        assert!(matches!(link.closed(), IpcError::Malformed));
+        let received = link.receive_supply_blocking(&mut Descriptors::new());
+        assert!(matches!(received, Err(IpcError::Malformed)));
+        monitor.supply(Supply::Complete, &[]).expect("send");
+        assert!(matches!(link.wait_go(), Err(IpcError::Malformed)));
     }
 
     #[test]
@@ -435,7 +406,7 @@ mod tests {
         assert!(fd.is_some());
         agent.send(tap, Some(a.as_fd())).expect("send");
         assert!(matches!(
-            monitor.receive_plain(),
+            monitor.0.receive_plain(),
             Err(IpcError::Descriptors)
         ));
         agent.send(tap, None).expect("send");
@@ -477,6 +448,14 @@ mod tests {
                 assert!(fds.is_empty());
             }
         }
+        let none = Supply::Sockets {
+            kind: super::super::SocketKind::Tcp6,
+            count: 0,
+        };
+        agent.send(none, &[]).expect("send");
+        assert_eq!(forwarder.try_receive(&mut fds).expect("valid"), Some(none));
+        agent.send(none, &[fd]).expect("send");
+        assert!(forwarder.try_receive(&mut fds).is_err());
         drop(agent);
         assert!(matches!(
             forwarder.try_receive(&mut fds),
@@ -509,8 +488,11 @@ mod tests {
     fn oversized_and_empty_datagrams_end_the_channel() {
         let (monitor, socket) = forwarder_pair().expect("pair");
         scm::send(socket.as_fd(), &[0; MAX_MESSAGE + 1]).expect("send");
-        assert!(matches!(monitor.receive_plain(), Err(IpcError::Malformed)));
+        assert!(matches!(
+            monitor.0.receive_plain(),
+            Err(IpcError::Malformed)
+        ));
         scm::send(socket.as_fd(), &[]).expect("send");
-        assert!(matches!(monitor.receive_plain(), Err(IpcError::Closed)));
+        assert!(matches!(monitor.0.receive_plain(), Err(IpcError::Closed)));
     }
 }

@@ -1,4 +1,4 @@
-//! What may be said, by direction. Every variant has one encoded size, at most 96 bytes.
+//! What may be said, by direction. No message is longer than 96 bytes.
 //!
 //! What the forwarder asks for names a rule and an offset into its ports, or a kind of socket: it can never name an
 //! address, a path or a length. Addresses travel only towards it, and from the monitor to the ns-agent.
@@ -51,7 +51,7 @@ pub enum Supply {
         /// This one.
         rule: RuleId,
     },
-    /// Unconnected sockets of the namespace, `count` descriptors, 1..=32.
+    /// Unconnected sockets of the namespace, `count` descriptors, at most 32; 0: there are none to be had now.
     Sockets {
         /// All of this kind.
         kind: SocketKind,
@@ -305,8 +305,9 @@ pub enum Lost<M> {
 impl Parcel for Supply {
     fn descriptors(&self) -> Option<usize> {
         match self {
+            Self::Listeners { count: 0, .. } => None,
             Self::Listeners { count, .. } | Self::Sockets { count, .. } => {
-                Some(usize::from(*count)).filter(|n| (1..=MAX_DESCRIPTORS).contains(n))
+                Some(usize::from(*count)).filter(|n| *n <= MAX_DESCRIPTORS)
             }
             Self::Rule(_)
             | Self::Move { .. }

@@ -1,8 +1,8 @@
-//! How the processes talk: direction-typed channels of fixed-size messages.
+//! How the processes talk: direction-typed channels of small messages.
 //!
 //! One `SOCK_SEQPACKET` pair joins the monitor to each of its two children, and one the two to each other. The
 //! kernel keeps message boundaries, so there is no length to trust: a message is decoded from exactly the bytes that
-//! arrived, by a codec that refuses trailing bytes, and has one size for each variant. The two ends of a
+//! arrived, by a codec that refuses trailing bytes, into values without allocations. The two ends of a
 //! pair have different types ([`MonitorEnd`], [`ForwarderLink`] …), so a message cannot be sent the
 //! wrong way round. Descriptors travel beside a message and their number is part of what is
 //! expected: one too many or one too few is an error like any other.

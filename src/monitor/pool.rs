@@ -14,8 +14,17 @@ use arrayvec::ArrayVec;
 use crate::ipc::{MAX_DESCRIPTORS, SocketKind, Supply};
 use crate::sys::{datagram, stream};
 
-/// Make a batch and hand it over. Without a single socket to be had there is no answer: the forwarder asks again.
+/// Make a batch and hand it over. Every question has an answer, be it that not a single socket is to be had: the
+/// forwarder asks once at a time.
 pub(super) fn supply<E>(
+    kind: SocketKind,
+    send: impl FnOnce(Supply, &[BorrowedFd<'_>]) -> Result<(), E>,
+) -> Result<(), E> {
+    supply_from(make, kind, send)
+}
+
+fn supply_from<E>(
+    make: impl Fn(SocketKind) -> io::Result<OwnedFd>,
     kind: SocketKind,
     send: impl FnOnce(Supply, &[BorrowedFd<'_>]) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -30,9 +39,6 @@ pub(super) fn supply<E>(
         }
     }
     let count = u8::try_from(sockets.len()).unwrap_or(0);
-    if count == 0 {
-        return Ok(());
-    }
     let borrowed: ArrayVec<BorrowedFd<'_>, MAX_DESCRIPTORS> =
         sockets.iter().map(AsFd::as_fd).collect();
     send(Supply::Sockets { kind, count }, &borrowed)
@@ -63,6 +69,10 @@ mod tests {
     #[test]
     fn a_batch_is_full_and_of_one_kind() {
         for kind in SocketKind::ALL {
+            // Where a family is missing there is nothing to send.
+            if make(kind).is_err() {
+                continue;
+            }
             let sent = supply(kind, |supply, fds| {
                 assert_eq!(supply, Supply::Sockets { kind, count: 32 });
                 assert_eq!(fds.len(), 32);
@@ -73,10 +83,19 @@ mod tests {
                 }
                 Err(())
             });
-            // Where a family is missing there is nothing to send.
-            if sent.is_ok() {
-                assert!(make(kind).is_err());
-            }
+            assert_eq!(sent, Err(()), "an answer");
         }
+    }
+
+    #[test]
+    fn where_none_is_to_be_had_that_is_the_answer() {
+        let kind = SocketKind::Tcp4;
+        let none = |_| Err(io::Error::from_raw_os_error(libc::ENFILE));
+        let sent = supply_from(none, kind, |supply, fds| {
+            assert_eq!(supply, Supply::Sockets { kind, count: 0 });
+            assert!(fds.is_empty());
+            Err(())
+        });
+        assert_eq!(sent, Err(()), "an answer");
     }
 }

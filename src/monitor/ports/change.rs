@@ -22,8 +22,6 @@ use crate::ipc::{IpcError, MAX_DESCRIPTORS, Supply};
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// How often it is tried meanwhile.
 pub(super) const PAUSE: Duration = Duration::from_millis(5);
-/// Room for so many new sockets is reserved at most: no table needs more ports than there are, of both protocols.
-const MOST_FRESH: usize = 1 << 17;
 
 /// A table that is ready to be put into force. [`Keeper::commit`] or [`Keeper::abort`] it: until then the old one
 /// stands still.
@@ -50,7 +48,7 @@ impl<S> Change<S> {
     pub(super) fn reserve(budget: usize) -> Self {
         Self {
             book: Book::reserve(),
-            fresh: Vec::with_capacity(budget.min(MOST_FRESH)),
+            fresh: Vec::with_capacity(budget),
             carried: 0,
             left_out: 0,
             starved: false,

@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::config::ports::{Block, PortSets, Ports};
+use crate::config::ports::{Block, MAX_LISTENERS, PortSets, Ports};
 use crate::config::rules::{Protocol, Rule, RuleId, Table};
 use crate::ipc::{IpcError, Supply};
 use crate::sys::listen::{self, Listen};
@@ -51,7 +51,8 @@ pub struct KeeperContext {
     pub ipv6: bool,
     /// `--freebind`.
     pub freebind: bool,
-    /// Most listeners of this table: what the forwarder can take without starving its connections.
+    /// Most listeners of this table: what the forwarder can take without starving its connections. More than
+    /// [`MAX_LISTENERS`] there never are.
     pub budget: usize,
 }
 
@@ -229,6 +230,10 @@ impl Keeper {
 
 impl<B: Binder> Keeper<B> {
     fn with_binder(table: Table, context: KeeperContext, binder: B) -> Self {
+        let context = KeeperContext {
+            budget: context.budget.min(MAX_LISTENERS),
+            ..context
+        };
         Self {
             table,
             context,

@@ -460,6 +460,22 @@ fn the_budget_leaves_out_the_highest_and_never_what_is_explicit() {
 }
 
 #[test]
+fn there_are_never_more_listeners_than_room_was_made_for() {
+    let b = Bench::new(usize::MAX);
+    let most = MAX_LISTENERS;
+    assert_eq!(b.keeper.context.budget, most);
+    // All ports at each of three addresses are more than that: what is left out needs no memory.
+    let all = |n: u8| Rule {
+        listen: Some(IpAddr::from([127, 0, 0, n])),
+        ..rule(1, u16::MAX)
+    };
+    let mut b = b;
+    let rules: Vec<_> = (1..4).map(all).collect();
+    let e = b.apply(&rules).unwrap_err();
+    assert!(matches!(e, PortError::TooMany { budget, .. } if budget == most));
+}
+
+#[test]
 fn running_out_of_descriptors_is_survived_by_best_effort() {
     let mut b = Bench::new(1000);
     b.world().descriptors = Some(30);
