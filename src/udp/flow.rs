@@ -418,7 +418,7 @@ impl<S> State<S> {
             Some(inner) => io.close(inner),
             None => {
                 for _ in 0..self.waiting.forget(id) {
-                    io.drop(Drop::NoDescriptor);
+                    io.drop(Drop::QueueFull);
                 }
             }
         }

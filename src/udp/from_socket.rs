@@ -219,12 +219,12 @@ impl<S> State<S> {
             return;
         };
         for _ in 0..self.waiting.weed(now) {
-            io.drop(Drop::NoDescriptor);
+            io.drop(Drop::QueueFull);
         }
         for number in first..first.saturating_add(run.messages) {
             let cut = (message.segment, message.tos);
             if !self.waiting.keep(now, id, io.payload(number), cut) {
-                io.drop(Drop::NoDescriptor);
+                io.drop(Drop::QueueFull);
             }
         }
     }
@@ -261,7 +261,11 @@ impl<S> State<S> {
             }
         }
         // The answer to something sent to a group: from a single station, to us alone.
-        let answer = groups && !message.group && message.from.port != 0 && is_station(message.from);
+        let answer = groups
+            && !message.group
+            && message.from.port != 0
+            && message.from.is_ipv6() == guest.is_ipv6()
+            && is_station(message.from);
         if !answer {
             return Err(Drop::NoFlow);
         }
@@ -296,7 +300,8 @@ fn same_ends(a: &Received, b: &Received) -> bool {
     (a.from, a.scope, a.to, a.group) == (b.from, b.scope, b.to, b.group)
 }
 
-fn is_station(end: Endpoint) -> bool {
+/// Can it be the address of a single station?
+pub(super) fn is_station(end: Endpoint) -> bool {
     match end.ip {
         std::net::IpAddr::V4(ip) => {
             !ip.is_multicast() && !ip.is_broadcast() && !ip.is_unspecified()

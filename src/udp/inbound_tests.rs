@@ -253,6 +253,27 @@ fn a_second_peer_with_the_same_face_is_refused() {
     assert_eq!(bed.world.sent[0].to, ep("127.0.0.1:9"));
 }
 
+/// To answer there would reach the host's loopback or everybody, or the sender only looks like the host's loopback.
+#[test]
+fn forged_sources_are_refused() {
+    let mut bed = Bed::new();
+    let listener = bed.listen(5000, Table::Host, forward(None, 5000));
+    let host6 = "2001:db8:5::5";
+    for (from, to) in [
+        ("0.0.0.0:53", HOST),
+        ("255.255.255.255:53", HOST),
+        ("[::]:53", host6),
+        ("[ff02::1]:53", host6),
+        // IPv6 packets from mapped addresses.
+        ("127.0.0.1:53", host6),
+        ("198.51.100.7:53", host6),
+    ] {
+        bed.knock(listener, from, to, b"x");
+    }
+    assert!(bed.world.got.is_empty() && bed.world.sent.is_empty() && bed.engine.is_empty());
+    assert_eq!(bed.world.drops, [Drop::BadSource; 6]);
+}
+
 /// Bug 209: what comes in from a group could be our own, going round.
 #[test]
 fn groups_do_not_come_in() {
@@ -545,10 +566,33 @@ fn nobody_waits_for_ever() {
     bed.knock(listener, "127.0.0.1:33", "127.0.0.1", b"1");
     bed.wait(300);
     bed.knock(listener, "127.0.0.1:34", "127.0.0.1", b"2");
-    assert_eq!(bed.world.drops, [Drop::NoDescriptor]);
+    // That is no lack of descriptors, of which the user is told what to do about it.
+    assert_eq!(bed.world.drops, [Drop::QueueFull]);
     bed.wait(40_000);
-    assert_eq!(bed.world.drops, [Drop::NoDescriptor; 2]);
+    assert_eq!(bed.world.drops, [Drop::QueueFull; 2]);
     assert_eq!(bed.engine.len(), (0, 0));
+}
+
+/// There was no room to wait, and when there are sockets again the target is out of reach for a moment.
+#[test]
+fn a_late_far_end_that_fails_is_made_anew() {
+    let mut bed = Bed::new();
+    bed.world.pool = 0;
+    let listener = bed.listen(5000, Table::Host, forward(None, 7000));
+    let big = vec![0; 65_000];
+    for n in 1..=5 {
+        bed.knock(listener, &format!("127.0.0.1:{n}"), "127.0.0.1", &big);
+    }
+    assert_eq!(bed.world.drops, [Drop::QueueFull]);
+    bed.world.pool = 8;
+    bed.engine.supplied(&mut bed.world);
+    bed.world.unreachable = Some((ep("192.0.2.10:7000"), libc::ENETUNREACH));
+    bed.knock(listener, "127.0.0.1:5", "127.0.0.1", b"x");
+    assert_eq!(bed.world.drops.last(), Some(&Drop::SocketError));
+    bed.world.unreachable = None;
+    bed.knock(listener, "127.0.0.1:5", "127.0.0.1", b"y");
+    assert_eq!(bed.world.sent.last().unwrap().payload, b"y");
+    assert_eq!((bed.engine.len(), bed.sockets()), ((5, 5), 5));
 }
 
 #[test]

@@ -13,15 +13,16 @@
 //! and when they have it, those nobody has answered make room for new ones.
 //!
 //! What must never happen: an answer sent to somebody else than the peer the guest was shown (two peers may look
-//! the same to it; the second one is then refused), a conversation the guest began and that works taken over by
-//! whoever sends to a listener, or multicast coming in, which could be our own going round in circles.
+//! the same to it; the second one is then refused), somebody outside taken for the host's loopback or answered there, a
+//! conversation the guest began and that works taken over by whoever sends to a listener, or multicast coming in, which
+//! could be our own going round in circles.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::Engine;
 use super::flow::{Carrier, Flow, NONE, Name, Post, State};
-use super::from_socket::{Ends, Route, Way};
+use super::from_socket::{Ends, Route, Way, is_station};
 use super::io::{Io, Peer, Readiness, Received};
 use crate::addr::Endpoint;
 use crate::clock::Instant;
@@ -156,7 +157,7 @@ impl<S> State<S> {
         if message.group {
             return Err(Drop::BadDestination);
         }
-        if message.from.port == 0 {
+        if message.from.port == 0 || is_forged(message) {
             return Err(Drop::BadSource);
         }
         let arrival = Arrival {
@@ -260,6 +261,14 @@ impl<S> State<S> {
         }
         None
     }
+}
+
+/// Nobody can have sent it from there, and answering would be a mistake: sending to the unspecified address reaches our
+/// own loopback. Nor is an IPv6 packet from an IPv4-mapped address what it looks like on a dual-stack socket:
+/// Linux takes `::ffff:127.0.0.1` from any network.
+fn is_forged(message: &Received) -> bool {
+    let mapped = (message.to).is_some_and(|to| to.is_ipv6() != message.from.is_ipv6());
+    mapped || !is_station(message.from)
 }
 
 const fn unspecified(like: IpAddr) -> IpAddr {

@@ -47,7 +47,10 @@ impl<S> State<S> {
             {
                 self.touch(socket, now);
                 if self.inner(Carrier::Socket(socket)).is_none() {
-                    self.inner_end(io, socket)?;
+                    if let Err(why) = self.inner_end(io, socket) {
+                        self.remove_flow(io, id);
+                        return Err(why);
+                    }
                 }
                 return Ok(outbound(id, socket, arrival.table, to));
             }

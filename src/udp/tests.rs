@@ -398,6 +398,9 @@ fn groups_are_answered_by_anybody_but_themselves() {
             ..Received::EMPTY
         };
         bed.world.arrive_as(4000, echo, b"who?");
+        // An IPv6 packet from a mapped address looks like this.
+        let odd = if guest == GUEST6 { A } else { "[fe80::7]:9" };
+        bed.world.arrive(4000, ep(odd), b"odd");
         bed.run();
         let got: Vec<_> = bed
             .world

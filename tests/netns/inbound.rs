@@ -1,11 +1,15 @@
 //! From outside into the namespace: who is seen there, what happens when nobody listens, how connections end.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, Shutdown, SocketAddrV6, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
+    socket, sockopt,
+};
 
 use crate::differences::established;
 use crate::exec::SOON;
@@ -25,6 +29,7 @@ tests![
     sources_without_splice,
     sources_behind_the_host,
     never_from_loopback,
+    forged_sources,
     link_local,
     follows_the_guest,
     nobody_listens,
@@ -162,6 +167,69 @@ fn never_from_loopback() {
             assert_eq!(told, Err(ErrorKind::ConnectionReset), "{family:?} {way:?}");
         }
     }
+}
+
+/// Linux takes UDP packets from these IPv6 addresses off the wire. One looks like the host's loopback on a dual-stack
+/// socket, answers to the other go to the host's loopback.
+fn forged_sources() {
+    let w = World::direct();
+    let g = w.guest(&["-u", "8080", "--host-lo-to-ns-lo"]);
+    let servers = [
+        Server::udp(&g.ns, ("127.0.0.1", 8080)),
+        Server::udp(&g.ns, ("::1", 8080)),
+        Server::udp(&g.ns, (HOST4, 8080)),
+        Server::udp(&g.ns, (HOST6, 8080)),
+    ];
+    for source in ["::ffff:127.0.0.1", "::"] {
+        let packet = udp6(source.parse().expect("an address"), 8080, b"forged");
+        let to = format!("[{HOST6}]:0").parse().expect("an address");
+        w.peer
+            .enter(|| send_raw6(&packet, to))
+            .expect("a raw socket");
+    }
+    // The last server gets nothing but this, the others nothing at all.
+    let client = udp_to(&w.peer, (HOST6, 8080));
+    client.send(b"genuine").expect("send");
+    client.recv(&mut [0; 10]).expect("an answer");
+    for (i, server) in servers.iter().enumerate() {
+        let seen = server.so_far();
+        assert_eq!(seen.len(), usize::from(i == 3), "{i}: {seen:?}");
+    }
+}
+
+/// A UDP packet to the host, from its IPv6 header on.
+fn udp6(source: Ipv6Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let to: Ipv6Addr = HOST6.parse().expect("an address");
+    let len = u16::try_from(8 + payload.len()).expect("short");
+    let mut datagram = [7777_u16, port, len, 0].map(u16::to_be_bytes).concat();
+    datagram.extend(payload);
+    let addresses = [source.octets(), to.octets()].concat();
+    let words = |bytes: &[u8]| -> u32 {
+        let word = |w: &[u8]| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0));
+        bytes.chunks(2).map(word).sum()
+    };
+    let mut sum = words(&addresses) + words(&datagram) + u32::from(len) + 17;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    datagram[6..8].copy_from_slice(&(!u16::try_from(sum).expect("folded")).to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
+    packet[4..6].copy_from_slice(&len.to_be_bytes());
+    packet.extend(addresses);
+    packet.extend(datagram);
+    packet
+}
+
+/// Sends a packet with an IPv6 header of its own.
+fn send_raw6(packet: &[u8], to: SocketAddrV6) -> nix::Result<usize> {
+    let raw = socket(
+        AddressFamily::Inet6,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::Raw,
+    )?;
+    let to = SockaddrIn6::from(to);
+    sendto(raw.as_raw_fd(), packet, &to, MsgFlags::empty())
 }
 
 /// A client on the link, by link-local addresses, reaches the guest at its own.
@@ -659,7 +727,7 @@ fn short_accept_queue() {
             None,
         )
         .expect("socket");
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        let raw = socket.as_raw_fd();
         bind(raw, &SockaddrIn::new(0, 0, 0, 0, 8080)).expect("bind");
         listen(&socket, Backlog::new(1).expect("small")).expect("listen");
         std::net::TcpListener::from(socket)

@@ -164,6 +164,11 @@ impl Server {
         self.0.recv_timeout(SOON).expect("the server saw nothing")
     }
 
+    /// What it has seen until now.
+    pub fn so_far(&self) -> Vec<Seen> {
+        self.0.try_iter().collect()
+    }
+
     /// Forgets what it saw.
     pub fn forget(&self) {
         while self.0.try_recv().is_ok() {}
