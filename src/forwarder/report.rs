@@ -3,9 +3,10 @@
 //! The monitor passes the connection of whoever asked. Records are written a few at a time, in rounds of the event
 //! loop, so a report of 100,000 flows delays no packet; a reader that is slow makes the report slow. Flows come and go
 //! meanwhile: each is shown as it is when its turn comes. One report at a time; who asks during one is
-//! turned away by the end of the stream.
+//! turned away by the end of the stream, unless whoever it is for has stopped reading: then that one is.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
@@ -24,6 +25,8 @@ use crate::stats::Drop;
 
 /// Records in one turn.
 const TURN: usize = 64;
+/// A reader that has taken nothing for so long makes way for the next.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// What is to be written next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +67,8 @@ pub(super) struct Report {
     /// The record being written, and how much of it has been.
     record: [u8; RECORD],
     written: usize,
+    /// When the reader last took something.
+    moved: Instant,
     live: Vec<(RuleId, Live)>,
     outbound: Live,
 }
@@ -76,6 +81,7 @@ impl Report {
             next: Next::Done,
             record: [0; RECORD],
             written: RECORD,
+            moved: Instant::default(),
             live: Vec::with_capacity(rules),
             outbound: Live::default(),
         }
@@ -95,14 +101,17 @@ impl Report {
     }
 
     /// Write what is left of the current record. `false`: the reader has no room, or is gone.
-    fn push(&mut self) -> bool {
+    fn push(&mut self, now: Instant) -> bool {
         let Some(to) = &self.to else {
             return false;
         };
         while let Some(rest) = self.record.get(self.written..).filter(|r| !r.is_empty()) {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(std::os::fd::AsRawFd::as_raw_fd(to), rest, flags) {
-                Ok(n) => self.written = self.written.saturating_add(n),
+                Ok(n) => {
+                    self.written = self.written.saturating_add(n);
+                    self.moved = now;
+                }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return false,
                 Err(_) => {
@@ -143,7 +152,7 @@ const fn following(id: FlowId) -> FlowId {
 impl Worker {
     /// Somebody wants a report, written to this stream socket.
     pub(super) fn begin_report(&mut self, now: Instant, to: OwnedFd) {
-        if self.report.to.is_some() {
+        if self.report.to.is_some() && now.since(self.report.moved) < STALLED {
             return;
         }
         let what = EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
@@ -154,6 +163,7 @@ impl Worker {
         report.to = Some(to);
         report.next = Next::Guest;
         report.written = RECORD;
+        report.moved = now;
         report.live.clear();
         report.outbound = Live::default();
         let ids = self.host.ports.rules().iter().map(|r| r.notice.rule);
@@ -164,7 +174,7 @@ impl Worker {
     /// The reader has room, or it is the report's turn again.
     pub(super) fn on_report(&mut self, now: Instant) {
         for _ in 0..TURN {
-            if !self.report.push() {
+            if !self.report.push(now) {
                 self.reporting = false;
                 return;
             }
@@ -282,4 +292,53 @@ fn total(rule: Option<RuleId>, past: u64, traffic: &Traffic, live: &Live) -> Rec
         flows: past.saturating_add(u64::from(live.flows)),
         traffic: sum,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+    use super::*;
+    use crate::pcap::Pcap;
+    use crate::services::samples;
+    use crate::tap::Tap;
+
+    fn worker() -> Worker {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        Worker::new(samples::config(), Tap::Off, epoll, Pcap::off(), [0; 16], 64)
+    }
+
+    /// The end a report is written to, and all that its reader gets without waiting.
+    fn pair() -> (UnixStream, UnixStream) {
+        let (to, reader) = UnixStream::pair().unwrap();
+        to.set_nonblocking(true).unwrap();
+        reader.set_nonblocking(true).unwrap();
+        (to, reader)
+    }
+
+    #[test]
+    fn a_reader_that_stopped_reading_does_not_keep_others_out() {
+        let mut worker = worker();
+        let start = Instant::default();
+        let (mut stopped, mut first) = pair();
+        while stopped.write(&[0; 4096]).is_ok() {}
+        worker.begin_report(start, stopped.into());
+        // It may still go on.
+        let (to, mut second) = pair();
+        worker.begin_report(start + STALLED / 2, to.into());
+        assert_eq!(second.read(&mut [0; 64]).unwrap(), 0, "turned away");
+        // It has had its time.
+        let (to, mut third) = pair();
+        worker.begin_report(start + STALLED, to.into());
+        assert!(!worker.reporting);
+        let mut all = Vec::new();
+        third.read_to_end(&mut all).unwrap();
+        assert!(!all.is_empty() && all.len() % RECORD == 0);
+        // What was under way for the first ends without an end.
+        let ended = first.read_to_end(&mut Vec::new());
+        assert!(!matches!(ended, Err(e) if e.kind() == ErrorKind::WouldBlock));
+    }
 }
