@@ -98,11 +98,12 @@ impl Worker {
 
     /// There is no descriptor for the next connection of this listener: reset it.
     fn refuse_one(&mut self, index: u32) {
-        self.host.link.counters.drop(Drop::NoDescriptor);
         self.spare = None;
         if let Some((listener, _)) = self.host.ports.tcp(index) {
+            // The kernel looks for a descriptor before it looks for a connection: there need not be one.
             if let Ok((fd, _)) = stream::accept(&listener.fd) {
                 reset(&fd);
+                self.host.link.counters.drop(Drop::NoDescriptor);
             }
         }
         self.spare = spare();
