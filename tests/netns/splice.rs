@@ -29,6 +29,7 @@ tests![
     out_udp,
     out_remapped,
     out_of_a_foreign_address,
+    out_by_an_own_address,
     out_nobody_listens,
     out_to_one_family,
     in_to_one_family,
@@ -188,6 +189,21 @@ fn out_of_a_foreign_address() {
     let _server = Server::tcp(&w.host, ("127.0.0.1", 8081));
     closed(Tcp, &w.peer, (HOST4, 8081));
     reachable_within(SOON, Tcp, &g, ("127.0.0.1", 8081));
+}
+
+/// The namespace's other addresses are reached over its loopback interface, too, but are not its loopback.
+fn out_by_an_own_address() {
+    let (w, g) = crossed();
+    let servers = [
+        Server::tcp(&w.host, ("127.0.0.1", 8081)),
+        Server::udp(&w.host, ("127.0.0.1", 8081)),
+    ];
+    for protocol in [Tcp, Udp] {
+        reachable_within(SOON, protocol, &g, ("127.0.0.1", 8081));
+        let told = try_reach(protocol, &g, (HOST4, 8081));
+        assert!(told.is_err(), "{protocol:?}: {told:?}");
+    }
+    drop(servers);
 }
 
 fn out_nobody_listens() {

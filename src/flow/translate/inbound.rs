@@ -1,8 +1,9 @@
 //! The decision for what comes from outside: to the guest as frames, or round the tap from loopback to loopback.
 //!
 //! A peer on the host's loopback takes the bypass where there is one, unless the rule names an address that may lie
-//! beyond the guest; everybody else reaches the guest through the tap, at the address a rule names, else at the one the guest was last seen to use, else at the one it was
-//! assigned. The peer's own address is shown to the guest wherever the guest could answer to it.
+//! beyond the guest; everybody else reaches the guest through the tap, at the address a rule names, else at the one the
+//! guest was last seen to use, else at the one it was assigned. The peer's own address is shown to the guest wherever
+//! the guest could answer to it.
 //!
 //! What must never happen: the guest seeing a loopback address, or its own, as the source of something
 //! that came from outside. Programs trust such sources.
