@@ -27,6 +27,8 @@ use crate::sys::{scm, unix};
 
 /// Time a client has for everything it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time until the next client is tried, when one could not be taken: the kernel goes on saying that it is there.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Most bytes a client sends, and most of ours that wait for it: two full tables and what surrounds them.
 const BUFFER: usize = 2 * (MAX_RULES * RULE + 256) + 512;
 /// Blocks taken from the allocator at the start and given back to it, so that a full table fits without a system
@@ -85,6 +87,8 @@ pub struct Control {
     /// Whom we serve besides root.
     owner: u32,
     client: Option<Client>,
+    /// Nobody is taken before.
+    deaf_until: Option<Instant>,
     input: Vec<u8>,
     output: Vec<u8>,
     /// Bytes of `output` already sent.
@@ -102,6 +106,7 @@ impl Control {
             listener,
             owner,
             client: None,
+            deaf_until: None,
             input: Vec::with_capacity(BUFFER),
             output: Vec::with_capacity(BUFFER),
             sent: 0,
@@ -112,7 +117,8 @@ impl Control {
     #[must_use]
     pub fn awaited(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let Some(client) = &self.client else {
-            return Some((self.listener.as_fd(), PollFlags::POLLIN));
+            let listener = (self.listener.as_fd(), PollFlags::POLLIN);
+            return self.deaf_until.is_none().then_some(listener);
         };
         match client.stage {
             Stage::Listening => Some((client.socket.as_fd(), PollFlags::POLLIN)),
@@ -124,10 +130,12 @@ impl Control {
     /// When [`Control::step`] has to be called even if nothing happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.client
-            .as_ref()
-            .filter(|client| !matches!(client.stage, Stage::Changing { .. }))
-            .map(|client| client.deadline)
+        match &self.client {
+            None => self.deaf_until,
+            Some(client) => {
+                (!matches!(client.stage, Stage::Changing { .. })).then_some(client.deadline)
+            }
+        }
     }
 
     /// Do what can be done now.
@@ -171,11 +179,16 @@ impl Control {
     }
 
     fn accept(&mut self, now: Instant, instance: &dyn Instance) {
+        if self.deaf_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.deaf_until = None;
         let socket = match unix::accept(self.listener.as_fd()) {
             Ok(Some(socket)) => socket,
             Ok(None) => return,
             Err(e) => {
                 log::warn!("Can't accept a control client: {}", Reason::from(e));
+                self.deaf_until = now.checked_add(PAUSE);
                 return;
             }
         };
@@ -226,19 +239,18 @@ impl Control {
             return Ok(false);
         };
         let (stage, late) = (client.stage, now >= client.deadline);
-        if late && !matches!(stage, Stage::Changing { .. }) {
+        let more = match stage {
+            Stage::Changing { .. } => return Ok(false),
+            Stage::Listening => self.listen(instance)?,
+            Stage::Greeting | Stage::Answering | Stage::Reporting { .. } => {
+                self.write()? && self.written(stage, instance)?
+            }
+        };
+        // Only who keeps us waiting is late: an answer that took long is still given.
+        if late && !more {
             return Err(Done(Some("it took too long")));
         }
-        match stage {
-            Stage::Changing { .. } => Ok(false),
-            Stage::Listening => self.listen(instance),
-            Stage::Greeting | Stage::Answering | Stage::Reporting { .. } => {
-                if !self.write()? {
-                    return Ok(false);
-                }
-                self.written(stage, instance)
-            }
-        }
+        Ok(more)
     }
 
     /// Write what waits; true: nothing waits any more.

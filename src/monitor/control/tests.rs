@@ -406,3 +406,37 @@ fn leaving_is_no_reason_to_complain() {
     bench.step();
     assert!(bench.control.client.is_none());
 }
+
+#[test]
+fn a_listener_that_fails_is_left_alone_for_a_while() {
+    let mut bench = Bench::new();
+    let (broken, _) = UnixStream::pair().expect("pair");
+    let good = std::mem::replace(&mut bench.control.listener, broken.into());
+    bench.step();
+    assert!(
+        bench.control.awaited().is_none(),
+        "it may say that somebody is there for ever"
+    );
+    let again = bench.control.deadline().expect("it is tried again");
+    bench.control.listener = good;
+    let mut client = bench.connect();
+    bench.step();
+    assert!(read(&mut client).is_empty());
+    bench.now = again;
+    bench.step();
+    assert!(!read(&mut client).is_empty());
+}
+
+#[test]
+fn an_answer_that_took_long_is_still_given() {
+    let mut bench = Bench::new();
+    let (mut client, _) = bench.greeted();
+    let mut bytes = Vec::new();
+    put_apply(&mut bytes);
+    put_update(&mut bytes, []);
+    client.write_all(&bytes).expect("write");
+    bench.step();
+    bench.now += 2 * PATIENCE;
+    bench.finish(Ok(()));
+    assert!(outcome(&mut client).ok);
+}
