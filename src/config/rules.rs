@@ -70,7 +70,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// Which rule of a run: given when the rule is added, never used again, shared by both tables.
+/// Which rule of a run: given when the rule is added, used again only after all others, shared by both tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RuleId(pub NonZeroU16);
 

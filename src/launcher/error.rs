@@ -108,9 +108,6 @@ pub enum LaunchError {
     /// Another process of ours could not do its part, and what it said about that is printed already.
     #[error("Couldn't start")]
     Reported,
-    /// More than can be told apart.
-    #[error("Too many forwarding rules")]
-    TooManyRules,
     /// A system call that does not fail on a working system.
     #[error("Couldn't {0}: {1}")]
     System(&'static str, Reason),

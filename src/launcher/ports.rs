@@ -61,8 +61,7 @@ impl Ports {
             freebind,
             budget,
         };
-        let tables = Tables::new(&mut names, &Tables::default(), host, splice)
-            .ok_or(LaunchError::TooManyRules)?;
+        let tables = Tables::new(&mut names, &Tables::default(), host, splice);
         let mut ports = Self {
             tables,
             names,

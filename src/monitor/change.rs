@@ -3,36 +3,48 @@
 //! A change is a transaction over two processes. The host's new listeners are bound here; if that succeeds and the
 //! namespace's table changes too, the ns-agent is sent it and binds; when both have what they need, both put it
 //! into force, and otherwise neither does. Rules that stay the same keep their name, and with it their listeners and
-//! everything counted under it; no name that was ever in force is given again.
+//! everything counted under it. A name that was given is given again only when all the others have had their turn.
 //!
 //! One change at a time: the control socket hears of the end of one before it reads the next.
+
+use std::num::NonZeroU16;
 
 use crate::config::rules::{Context, Rule, RuleId, Rules, Table};
 
 /// Rules with their names.
 pub type Named = Vec<(RuleId, Rule)>;
 
-/// Gives names to rules.
+/// Gives names to rules: there are far more than both tables of a change and those before it need.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Names {
+    /// The last one.
     given: u16,
 }
 
 impl Names {
-    /// Name all of `new`: as in `old` if the same rule is there. `None`: there are no names left.
-    pub fn name(&mut self, old: &[(RuleId, Rule)], new: &Rules) -> Option<Named> {
+    /// Name all of `new`: as in `old` if the same rule is there.
+    fn name(&mut self, old: &Tables, table: Table, new: &Rules) -> Named {
         let mut named = Vec::with_capacity(new.as_slice().len());
         for rule in new.as_slice() {
-            let id = match old.iter().find(|(_, known)| known == rule) {
-                Some((id, _)) => *id,
-                None => {
-                    self.given = self.given.checked_add(1)?;
-                    RuleId(std::num::NonZeroU16::new(self.given)?)
-                }
-            };
+            let known = old.named(table).iter().find(|(_, known)| known == rule);
+            let id = known.map_or_else(|| self.fresh(old), |(id, _)| *id);
             named.push((id, rule.clone()));
         }
-        Some(named)
+        named
+    }
+
+    /// The next name that no rule of `old` has.
+    fn fresh(&mut self, old: &Tables) -> RuleId {
+        loop {
+            self.given = self.given.checked_add(1).unwrap_or(1);
+            let id = RuleId(NonZeroU16::new(self.given).unwrap_or(NonZeroU16::MIN));
+            if ![Table::Host, Table::Splice]
+                .into_iter()
+                .any(|t| old.has(t, id))
+            {
+                return id;
+            }
+        }
     }
 }
 
@@ -44,15 +56,13 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Name the rules of both, keeping those of `old`. `None`: there are no names left.
-    pub fn new(names: &mut Names, old: &Self, host: &Rules, splice: &Rules) -> Option<Self> {
-        Some(Self {
-            host: (host.clone(), names.name(old.named(Table::Host), host)?),
-            splice: (
-                splice.clone(),
-                names.name(old.named(Table::Splice), splice)?,
-            ),
-        })
+    /// Name the rules of both, keeping the names in `old`.
+    #[must_use]
+    pub fn new(names: &mut Names, old: &Self, host: &Rules, splice: &Rules) -> Self {
+        Self {
+            host: (host.clone(), names.name(old, Table::Host, host)),
+            splice: (splice.clone(), names.name(old, Table::Splice, splice)),
+        }
     }
 
     /// One of them.
@@ -119,17 +129,15 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_the_same_keeps_its_name_and_no_name_is_given_twice() {
+    fn what_stays_the_same_keeps_its_name_and_what_is_new_has_a_new_one() {
         let mut names = Names::default();
         let empty = Tables::default();
-        let first =
-            Tables::new(&mut names, &empty, &rules(&["80", "90"]), &rules(&["80"])).expect("names");
+        let first = Tables::new(&mut names, &empty, &rules(&["80", "90"]), &rules(&["80"]));
         let id = |t: &Tables, table, n: usize| t.named(table)[n].0.0.get();
         assert_eq!(id(&first, Table::Host, 0), 1);
         assert_eq!(id(&first, Table::Host, 1), 2);
         assert_eq!(id(&first, Table::Splice, 0), 3);
-        let second =
-            Tables::new(&mut names, &first, &rules(&["70", "90"]), &rules(&["80"])).expect("names");
+        let second = Tables::new(&mut names, &first, &rules(&["70", "90"]), &rules(&["80"]));
         assert_eq!(id(&second, Table::Host, 0), 4);
         assert_eq!(id(&second, Table::Host, 1), 2);
         assert_eq!(id(&second, Table::Splice, 0), 3);
@@ -138,15 +146,29 @@ mod tests {
             &second,
             &rules(&["80", "90"]),
             &Rules::default(),
-        )
-        .expect("names");
+        );
         assert_eq!(id(&third, Table::Host, 0), 5);
     }
 
     #[test]
-    fn names_run_out_and_do_not_start_again() {
-        let mut names = Names { given: u16::MAX };
-        assert!(names.name(&[], &rules(&["80"])).is_none());
-        assert!(names.name(&[], &rules(&["80"])).is_none());
+    fn names_never_run_out_and_none_is_given_to_two() {
+        let mut names = Names::default();
+        let none = Rules::default();
+        let first = Tables::new(
+            &mut names,
+            &Tables::default(),
+            &rules(&["80"]),
+            &rules(&["80"]),
+        );
+        names.given = u16::MAX - 1;
+        let second = Tables::new(&mut names, &first, &rules(&["80", "81", "82"]), &none);
+        let ids: Vec<u16> = second
+            .named(Table::Host)
+            .iter()
+            .map(|(id, _)| id.0.get())
+            .collect();
+        assert_eq!(ids, [1, u16::MAX, 3], "2 is still known to everybody");
+        let third = Tables::new(&mut names, &second, &rules(&["83"]), &none);
+        assert_eq!(third.named(Table::Host)[0].0.0.get(), 4);
     }
 }

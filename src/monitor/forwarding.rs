@@ -245,10 +245,7 @@ impl Forwarding {
             return Ok(Outcome::Refused("Another change is under way".to_owned()));
         }
         let mut names = self.names.clone();
-        let Some(tables) = Tables::new(&mut names, &self.tables, host, splice) else {
-            let why = "More rules were added in one run than there are names for: restart it";
-            return Ok(Outcome::Refused(why.to_owned()));
-        };
+        let tables = Tables::new(&mut names, &self.tables, host, splice);
         let change = match self.network.keeper.prepare(tables.named(Table::Host)) {
             Ok(change) => change,
             Err(e) => return Ok(Outcome::Refused(e.to_string())),

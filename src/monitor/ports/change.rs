@@ -136,8 +136,7 @@ impl<B: Binder> Keeper<B> {
             let Some(kept) = change.book.find(*id) else {
                 return Err(PortError::Table);
             };
-            if self.known.contains(id.0.get()) && !self.book.find(*id).is_some_and(|r| r.same(kept))
-            {
+            if self.book.find(*id).is_some_and(|old| !old.same(kept)) {
                 return Err(PortError::Table);
             }
             if kept.must() {
