@@ -229,8 +229,6 @@ pub enum ToAgent {
     Prepare,
     /// The host's side is prepared too: put the new table into force.
     Commit,
-    /// Forget it: everything stays as it was.
-    Abort,
 }
 
 /// ns-agent to monitor.

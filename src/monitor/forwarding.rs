@@ -281,7 +281,22 @@ impl Forwarding {
         self.commit(pending, true, peers)
     }
 
-    /// The forwarder has closed what was removed of one table. The end of the change, if that was the last.
+    /// The forwarder has closed what was removed of the host's table: now what was in the way of new ports is gone.
+    /// The end of the change, if the namespace's is done.
+    pub(super) fn settled_here(
+        &mut self,
+        now: Instant,
+        peers: &mut Peers<'_>,
+    ) -> Result<Option<Outcome>, u8> {
+        let Ok(outcome) = self.settled(Table::Host) else {
+            return Err(peers.forwarder.misbehaved());
+        };
+        peers.supply(|out| self.network.keeper.retry(now, out))?;
+        self.network.arrange(now);
+        Ok(outcome)
+    }
+
+    /// All of this table is done. The end of the change, if the other one is, too.
     pub(super) fn settled(&mut self, table: Table) -> Result<Option<Outcome>, Unexpected> {
         let settling = self.settling.as_mut().ok_or(Unexpected)?;
         let open = match table {

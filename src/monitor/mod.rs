@@ -287,10 +287,10 @@ impl Monitor {
                     self.release_if_ready()?;
                 }
                 Heard::Message(FromForwarder::Request(Request::Settled)) => {
-                    match self.forwarding.settled(Table::Host) {
-                        Ok(outcome) => self.settled(outcome),
-                        Err(_) => return Err(self.forwarder.misbehaved()),
-                    }
+                    let now = Instant::now();
+                    let outcome = self
+                        .with_forwarding(|forwarding, peers| forwarding.settled_here(now, peers))?;
+                    self.settled(outcome);
                 }
                 Heard::Message(FromForwarder::Request(request)) => {
                     let now = Instant::now();

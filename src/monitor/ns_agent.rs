@@ -4,8 +4,8 @@
 //! on, and how the rules change. All are answered in the order they ask, a few messages at a time, so that neither
 //! can keep the other waiting.
 //!
-//! A new table comes rule by rule. It is prepared (what is new is bound) when it is complete, and comes into force, or
-//! is forgotten, when the monitor has heard the same from the host's side: both tables change, or none.
+//! A new table comes rule by rule. It is prepared (what is new is bound) when it is complete; if it can be, the monitor,
+//! which has prepared the host's table before, has it come into force: both tables change, or none.
 //!
 //! It ends when the monitor does, and when either says something it must not say. The end of the forwarder is not
 //! its own: the monitor decides what follows from that.
@@ -144,10 +144,6 @@ impl NsAgent {
                     self.settling = true;
                     out(&self.forwarder)(Supply::Settle, &[])?;
                 }
-                Some(ToAgent::Abort) => {
-                    let change = self.prepared.take().ok_or(IpcError::Malformed)?;
-                    self.network.keeper.abort(change);
-                }
             }
         }
         if ports {
@@ -198,6 +194,9 @@ impl NsAgent {
                     if !std::mem::take(&mut self.settling) {
                         return Err(IpcError::Malformed);
                     }
+                    // What was in the way of new ports is gone.
+                    self.network.keeper.retry(now, &mut out(&self.forwarder))?;
+                    self.network.arrange(now);
                     self.link.send(FromAgent::Settled, None)
                 }
                 Ok(Some(request @ Request::Listener { .. })) => {

@@ -3,7 +3,7 @@
 //! Between [`Keeper::prepare`] and [`Keeper::commit`] the old table stands still: nothing is followed or tried again,
 //! so that what was found to be common to both still is. A new port that only a listener of the old table
 //! obstructs (same port, other address) cannot be bound before that one is gone, and the forwarder closes it after the
-//! commit: such a port is left to [`Keeper::retry`].
+//! commit: such a port is left to [`Keeper::retry`], which is called when the forwarder has.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
