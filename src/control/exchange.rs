@@ -6,12 +6,10 @@
 //! fixed size; [`Request::Report`] then by records (see [`super::report`]).
 
 use super::report::VERSION;
-use super::wire::{Input, MAX_UPDATE, Update, WireError, parse_update};
+use super::wire::{Input, Update, WireError, parse_update};
 
 /// A query begins like this; the first byte is no table's number.
 const OPENING: [u8; 9] = *b"\xffpasst-rs";
-/// Most bytes a client may have sent before it has said something complete.
-pub const MAX_REQUEST: usize = OPENING.len() + 4 + 1 + MAX_UPDATE;
 /// Size of an encoded [`Outcome`] in bytes.
 pub const OUTCOME: usize = 256;
 /// Longest message of an outcome in bytes.
@@ -81,7 +79,7 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<Request>, WireError> {
 pub struct Outcome {
     /// It was done.
     pub ok: bool,
-    /// Why not, or what there is to say about it; cut at 240 bytes.
+    /// Why not; cut at 240 bytes.
     pub message: String,
 }
 

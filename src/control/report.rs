@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{Endpoint, Mac};
 use crate::config::rules::{Protocol, RuleId, Table};
-use crate::flow::traffic::Traffic;
+use crate::flow::traffic::{Totals, Traffic};
 use crate::ipc::{CodecError, pack, unpack};
 
 /// Version of the records and of the exchange they are part of.
@@ -113,8 +113,6 @@ pub enum Kind {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP or ICMPv6 echo; the ports are the identifier.
-    Icmp,
 }
 
 impl Kind {
@@ -124,7 +122,6 @@ impl Kind {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-            Self::Icmp => "icmp",
         }
     }
 }
@@ -236,7 +233,7 @@ pub struct RuleTraffic {
     /// Flows so far, live ones included.
     pub flows: u64,
     /// Their sum.
-    pub traffic: Traffic,
+    pub traffic: Totals,
 }
 
 /// One live flow.
@@ -250,7 +247,7 @@ pub struct Flow {
     pub rule: Option<RuleId>,
     /// The end in the guest or namespace.
     pub inside: Endpoint,
-    /// The other end, as the host sees it.
+    /// The other end, as it is seen from inside.
     pub outside: Endpoint,
     /// So far.
     pub traffic: Traffic,
@@ -366,10 +363,15 @@ mod tests {
                 rule: Some(rule),
                 live: u32::MAX,
                 flows: u64::MAX,
-                traffic,
+                traffic: Totals {
+                    bytes_in: u64::MAX,
+                    bytes_out: u64::MAX,
+                    packets_in: u64::MAX,
+                    packets_out: u64::MAX,
+                },
             }),
             Record::Flow(Flow {
-                kind: Kind::Icmp,
+                kind: Kind::Udp,
                 way: Way::SpliceOut,
                 rule: Some(rule),
                 inside: end,

@@ -14,7 +14,7 @@ use arrayvec::ArrayVec;
 
 use crate::config::rules::{MAX_RULES, RuleId};
 use crate::flow::id::FlowId;
-use crate::flow::traffic::Traffic;
+use crate::flow::traffic::{Totals, Traffic};
 use crate::flow::translate::Forward;
 use crate::ipc::RuleNotice;
 
@@ -29,13 +29,13 @@ const MISSING: usize = 256;
 pub(super) struct Past {
     pub flows: u64,
     /// Their sum.
-    pub traffic: Traffic,
+    pub traffic: Totals,
 }
 
 impl Past {
     pub(super) fn add(&mut self, traffic: &Traffic) {
         self.flows = self.flows.saturating_add(1);
-        self.traffic.add(traffic);
+        self.traffic.add(&traffic.into());
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! The monitor passes the connection of whoever asked. Records are written a few at a time, in rounds of the event
 //! loop, so a report of 100,000 flows delays no packet; a reader that is slow makes the report slow. Flows come and go
-//! meanwhile: each is shown as it is when its turn comes. One report at a time; who asks during one is
-//! turned away by the end of the stream, unless whoever it is for has stopped reading: then that one is.
+//! meanwhile: each is shown as it is when its turn comes. One report at a time, the others wait for it; a reader that
+//! has taken nothing for seconds loses its place to the next one. Whom there is no room for is turned away by
+//! the end of the stream.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{MsgFlags, send};
@@ -20,13 +22,15 @@ use crate::control::report::{
     Drops, Flow, Frames, Guest, Kind, RECORD, Record, RuleTraffic, Text, Way,
 };
 use crate::flow::id::FlowId;
-use crate::flow::traffic::{FlowView, Traffic};
+use crate::flow::traffic::{FlowView, Totals};
 use crate::stats::Drop;
 
 /// Records in one turn.
 const TURN: usize = 64;
+/// Most readers that wait for their report.
+const WAITING: usize = 8;
 /// A reader that has taken nothing for so long makes way for the next.
-const STALLED: Duration = Duration::from_secs(10);
+const STALLED: Duration = Duration::from_secs(5);
 
 /// What is to be written next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,11 +53,11 @@ enum Next {
 #[derive(Clone, Copy, Default, Debug)]
 struct Live {
     flows: u32,
-    traffic: Traffic,
+    traffic: Totals,
 }
 
 impl Live {
-    fn add(&mut self, traffic: &Traffic) {
+    fn add(&mut self, traffic: &Totals) {
         self.flows = self.flows.saturating_add(1);
         self.traffic.add(traffic);
     }
@@ -63,6 +67,8 @@ impl Live {
 #[derive(Debug)]
 pub(super) struct Report {
     to: Option<OwnedFd>,
+    /// Those who have asked meanwhile, in order.
+    waiting: ArrayVec<OwnedFd, WAITING>,
     next: Next,
     /// The record being written, and how much of it has been.
     record: [u8; RECORD],
@@ -78,6 +84,7 @@ impl Report {
     pub(super) fn new(rules: usize) -> Self {
         Self {
             to: None,
+            waiting: ArrayVec::new(),
             next: Next::Done,
             record: [0; RECORD],
             written: RECORD,
@@ -87,13 +94,20 @@ impl Report {
         }
     }
 
+    /// When the reader has had its time, if somebody else waits.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let contended = self.to.is_some() && !self.waiting.is_empty();
+        contended.then(|| self.moved + STALLED)
+    }
+
     fn count(&mut self, view: &FlowView) {
+        let traffic = Totals::from(&view.traffic);
         match view.rule {
-            None => self.outbound.add(&view.traffic),
+            None => self.outbound.add(&traffic),
             Some(rule) => {
                 if let Ok(at) = self.live.binary_search_by_key(&rule, |(id, _)| *id) {
                     if let Some((_, live)) = self.live.get_mut(at) {
-                        live.add(&view.traffic);
+                        live.add(&traffic);
                     }
                 }
             }
@@ -152,12 +166,19 @@ const fn following(id: FlowId) -> FlowId {
 impl Worker {
     /// Somebody wants a report, written to this stream socket.
     pub(super) fn begin_report(&mut self, now: Instant, to: OwnedFd) {
-        if self.report.to.is_some() && now.since(self.report.moved) < STALLED {
-            return;
-        }
+        // Whom there is no room for sees the end of the stream.
+        let _ = self.report.waiting.try_push(to);
+        self.on_report(now);
+    }
+
+    /// Turn to the next who waits. `false`: nobody does.
+    fn next_reader(&mut self, now: Instant) -> bool {
+        let Some(to) = self.report.waiting.pop_at(0) else {
+            return false;
+        };
         let what = EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         if self.host.watch(&to, what, Token::Report).is_err() {
-            return;
+            return true;
         }
         let report = &mut self.report;
         report.to = Some(to);
@@ -168,20 +189,29 @@ impl Worker {
         report.outbound = Live::default();
         let ids = self.host.ports.rules().iter().map(|r| r.notice.rule);
         report.live.extend(ids.map(|id| (id, Live::default())));
-        self.on_report(now);
+        true
     }
 
     /// The reader has room, or it is the report's turn again.
     pub(super) fn on_report(&mut self, now: Instant) {
         for _ in 0..TURN {
+            if self.report.to.is_none() && !self.next_reader(now) {
+                self.reporting = false;
+                return;
+            }
             if !self.report.push(now) {
+                if self.report.next_deadline().is_some_and(|at| at <= now) {
+                    self.report.to = None;
+                }
+                if self.report.to.is_none() {
+                    continue;
+                }
                 self.reporting = false;
                 return;
             }
             if self.report.next == Next::Done {
                 self.report.to = None;
-                self.reporting = false;
-                return;
+                continue;
             }
             if let Some(record) = self.next_record(now) {
                 // A record always fits (its module's tests): nothing is lost by not looking.
@@ -283,7 +313,7 @@ impl Worker {
     }
 }
 
-fn total(rule: Option<RuleId>, past: u64, traffic: &Traffic, live: &Live) -> Record {
+fn total(rule: Option<RuleId>, past: u64, traffic: &Totals, live: &Live) -> Record {
     let mut sum = *traffic;
     sum.add(&live.traffic);
     Record::RuleTraffic(RuleTraffic {
@@ -326,19 +356,51 @@ mod tests {
         let (mut stopped, mut first) = pair();
         while stopped.write(&[0; 4096]).is_ok() {}
         worker.begin_report(start, stopped.into());
-        // It may still go on.
+        // It may still go on, so the next one waits.
         let (to, mut second) = pair();
         worker.begin_report(start + STALLED / 2, to.into());
-        assert_eq!(second.read(&mut [0; 64]).unwrap(), 0, "turned away");
+        let e = second.read(&mut [0; 64]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::WouldBlock);
+        assert_eq!(worker.next_deadline(), Some(start + STALLED));
         // It has had its time.
-        let (to, mut third) = pair();
-        worker.begin_report(start + STALLED, to.into());
-        assert!(!worker.reporting);
+        worker.end_round(start + STALLED);
         let mut all = Vec::new();
-        third.read_to_end(&mut all).unwrap();
+        second.read_to_end(&mut all).unwrap();
         assert!(!all.is_empty() && all.len() % RECORD == 0);
         // What was under way for the first ends without an end.
         let ended = first.read_to_end(&mut Vec::new());
         assert!(!matches!(ended, Err(e) if e.kind() == ErrorKind::WouldBlock));
+    }
+
+    #[test]
+    fn as_many_wait_as_there_is_room_for() {
+        let mut worker = worker();
+        let now = Instant::default();
+        let (mut slow, mut first) = pair();
+        let mut filler = 0;
+        while let Ok(n) = slow.write(&[0; 4096]) {
+            filler += n;
+        }
+        worker.begin_report(now, slow.into());
+        let mut others = Vec::new();
+        for _ in 0..WAITING {
+            let (to, reader) = pair();
+            worker.begin_report(now, to.into());
+            others.push(reader);
+        }
+        let (to, mut last) = pair();
+        worker.begin_report(now, to.into());
+        assert_eq!(last.read(&mut [0; 64]).unwrap(), 0, "turned away");
+        first.read_exact(&mut vec![0; filler]).unwrap();
+        worker.on_report(now);
+        while worker.reporting {
+            worker.end_round(now);
+        }
+        for reader in [first].iter_mut().chain(&mut others) {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).unwrap();
+            let end = all.last_chunk().expect("a record");
+            assert_eq!(Record::decode(end).unwrap(), Record::End);
+        }
     }
 }

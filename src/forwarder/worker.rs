@@ -224,7 +224,7 @@ impl Worker {
         if due(self.splice.next_deadline()) {
             self.splice.on_timer(&mut self.host, now);
         }
-        if self.reporting {
+        if self.reporting || due(self.report.next_deadline()) {
             self.on_report(now);
         }
         if due(self.icmp.next_deadline()) {
@@ -266,6 +266,7 @@ impl Worker {
             self.udp.next_deadline(),
             self.icmp.next_deadline(),
             self.advertiser.next_deadline(),
+            self.report.next_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::report::Report;
 use crate::control::report::{Flow, Process, RuleReport, RuleTraffic};
-use crate::flow::traffic::Traffic;
+use crate::flow::traffic::{Totals, Traffic};
 use crate::sandbox::Achieved;
 
 /// Of the object below.
@@ -64,7 +64,7 @@ struct TrafficView {
     live: u32,
     flows: u64,
     #[serde(flatten)]
-    carried: Traffic,
+    carried: Totals,
 }
 
 #[derive(Serialize)]

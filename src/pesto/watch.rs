@@ -15,7 +15,7 @@ use super::report::{Report, fetch};
 use crate::addr::Endpoint;
 use crate::config::rules::RuleId;
 use crate::control::report::{Flow, Kind, RuleReport, Way};
-use crate::flow::traffic::Traffic;
+use crate::flow::traffic::Totals;
 
 /// Between two drawings.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -52,8 +52,8 @@ const fn key(flow: &Flow) -> FlowKey {
 #[derive(Default)]
 struct Sample {
     at: Option<Instant>,
-    rules: HashMap<Option<RuleId>, Traffic>,
-    flows: HashMap<FlowKey, Traffic>,
+    rules: HashMap<Option<RuleId>, Totals>,
+    flows: HashMap<FlowKey, Totals>,
 }
 
 /// Bytes a second, towards the guest and from it.
@@ -70,7 +70,11 @@ impl Sample {
         Self {
             at: Some(at),
             rules: report.traffic.iter().map(|t| (t.rule, t.traffic)).collect(),
-            flows: report.flows.iter().map(|f| (key(f), f.traffic)).collect(),
+            flows: report
+                .flows
+                .iter()
+                .map(|f| (key(f), (&f.traffic).into()))
+                .collect(),
         }
     }
 
@@ -84,7 +88,7 @@ impl Sample {
             let grown = u128::from(new.saturating_sub(old)).saturating_mul(1_000_000);
             u64::try_from(grown.checked_div(micros).unwrap_or(0)).unwrap_or(u64::MAX)
         };
-        let both = |new: &Traffic, old: Option<&Traffic>| {
+        let both = |new: &Totals, old: Option<&Totals>| {
             let old = old.copied().unwrap_or_default();
             (
                 rate(new.bytes_in, old.bytes_in),
@@ -278,6 +282,7 @@ mod tests {
     use super::*;
     use crate::config::rules::{Protocol, Table};
     use crate::control::report::{Hello, Record, RuleTraffic, Text};
+    use crate::flow::traffic::Traffic;
 
     fn report(bytes: u64) -> Report {
         let rule = RuleId(NonZeroU16::MIN);
@@ -313,7 +318,7 @@ mod tests {
                 rule: Some(rule),
                 live: 1,
                 flows: 3,
-                traffic,
+                traffic: (&traffic).into(),
             }),
             Record::Flow(Flow {
                 kind: Kind::Tcp,
