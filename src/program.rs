@@ -1,7 +1,8 @@
 //! The whole program, from argv to the exit status: what each of the thin binaries calls.
 //!
-//! Which program it is, passt or pasta (`pesto` has an entry of its own), is decided by the name it was started under and by nothing else. Errors
-//! end here: one line on standard error with everything that led to them, exit status 1.
+//! Which program it is, passt or pasta (`pesto` has an entry of its own), is decided by the name it was started
+//! under and by nothing else. Errors end here: one line on standard error with everything that led to them, exit
+//! status 1.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -51,7 +52,9 @@ pub fn pesto() -> ExitCode {
     match client::run(&argv, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has had enough of it.
-        Err(client::PestoError::Output(_)) => ExitCode::FAILURE,
+        Err(client::PestoError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::FAILURE
+        }
         Err(e) => fail(&e.to_string()),
     }
 }

@@ -34,8 +34,7 @@ pub(super) struct Plan {
     pub output: Output,
     pub show: bool,
     pub debug: bool,
-    /// Something was said about changing, even if it comes to nothing (`-A` alone).
-    pub changes: bool,
+    /// None: only look. `-A` alone is a change, even if it comes to nothing.
     pub commands: Vec<Command>,
 }
 
@@ -157,7 +156,7 @@ pub(super) fn parse(argv: &[OsString]) -> Result<Invocation, PestoError> {
         _ => return Err(usage("more than one PATH given")),
     };
     let plan = plan(path, &options)?;
-    if plan.output != Output::Tables && (plan.changes || plan.show) {
+    if plan.output != Output::Tables && (plan.show || !plan.commands.is_empty()) {
         return Err(usage("--json and --watch only look: give them alone"));
     }
     Ok(Invocation::Run(plan))
@@ -182,7 +181,6 @@ fn plan(path: PathBuf, options: &[OsString]) -> Result<Plan, PestoError> {
         output: Output::Tables,
         show: false,
         debug: false,
-        changes: false,
         commands: Vec::new(),
     };
     for option in options {
@@ -212,7 +210,6 @@ fn plan(path: PathBuf, options: &[OsString]) -> Result<Plan, PestoError> {
             "tcp-ns" => ports(Table::Splice, Protocol::Tcp, value)?,
             _ => ports(Table::Splice, Protocol::Udp, value)?,
         };
-        plan.changes = true;
         plan.commands.push(command);
     }
     Ok(plan)
@@ -264,10 +261,10 @@ mod tests {
         let short = planned("/usr/bin/pesto -A -t80 -D -u53 -CHOST -sT none -- /s");
         assert_eq!(long.commands, short.commands);
         assert_eq!(long.commands.len(), 6);
-        assert!(long.show && short.show && long.changes);
+        assert!(long.show && short.show);
         assert_eq!(long.path, Path::new("/s"));
-        assert!(!planned("pesto -s /s").changes);
-        assert!(planned("pesto -A /s").changes);
+        assert!(planned("pesto -s /s").commands.is_empty());
+        assert_eq!(planned("pesto -A /s").commands, [Command::Add]);
         assert_eq!(planned("pesto --json /s").output, Output::Json);
     }
 

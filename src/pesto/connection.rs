@@ -42,8 +42,8 @@ impl Connection {
             .any(|pif| pif.capabilities.has(Capabilities::QUERIES))
     }
 
-    /// Replace the tables. What the server has to say about it, if it says anything.
-    pub(super) fn send(&mut self, tables: &[Pif]) -> Result<String, PestoError> {
+    /// Replace the tables.
+    pub(super) fn send(&mut self, tables: &[Pif]) -> Result<(), PestoError> {
         let mut bytes = Vec::new();
         if self.answers() {
             put_apply(&mut bytes);
@@ -57,7 +57,7 @@ impl Connection {
         let _ = self.socket.shutdown(Shutdown::Write);
         let mut rest = [0; 64];
         while matches!(self.socket.read(&mut rest), Ok(n) if n > 0) {}
-        Ok(String::new())
+        Ok(())
     }
 
     /// Ask for a report: records follow.
@@ -65,7 +65,7 @@ impl Connection {
         let mut bytes = Vec::new();
         put_report(&mut bytes);
         self.write(&bytes)?;
-        self.outcome().map(drop)
+        self.outcome()
     }
 
     /// The next `N` bytes.
@@ -83,11 +83,11 @@ impl Connection {
             .map_err(|e| PestoError::Write(e.into()))
     }
 
-    fn outcome(&mut self) -> Result<String, PestoError> {
+    fn outcome(&mut self) -> Result<(), PestoError> {
         let bytes = self.read::<OUTCOME>()?;
         match Outcome::decode(&bytes) {
             None => Err(PestoError::Report),
-            Some(outcome) if outcome.ok => Ok(outcome.message),
+            Some(outcome) if outcome.ok => Ok(()),
             Some(outcome) => Err(PestoError::Refused(outcome.message)),
         }
     }

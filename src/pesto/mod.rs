@@ -79,7 +79,7 @@ pub enum PestoError {
     #[error("The instance sent a report that cannot be read; is it another version?")]
     Report,
     /// Standard output.
-    #[error("Can't write output")]
+    #[error("Can't write output: {}", Reason::from(.0))]
     Output(#[from] io::Error),
 }
 
@@ -115,7 +115,7 @@ fn tables(plan: &Plan, ephemeral: (u16, u16), out: &mut dyn Write) -> Result<(),
     if plan.debug {
         show::details(out, connection.tables())?;
     }
-    if plan.commands.is_empty() && !plan.changes {
+    if plan.commands.is_empty() {
         show::tables(out, "passt/pasta", &path, connection.tables())?;
         return Ok(());
     }
@@ -126,10 +126,7 @@ fn tables(plan: &Plan, ephemeral: (u16, u16), out: &mut dyn Write) -> Result<(),
     if plan.show {
         show::tables(out, "Previous", &path, connection.tables())?;
     }
-    let said = connection.send(&changed.tables)?;
-    if !said.is_empty() {
-        let _ = writeln!(io::stderr(), "{said}");
-    }
+    connection.send(&changed.tables)?;
     if plan.show {
         show::tables(out, "Updated", &path, &changed.tables)?;
     }
