@@ -219,16 +219,18 @@ pub(super) struct ServiceArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Port forwarding")]
 pub(super) struct PortArgs {
-    /// Forward TCP ports of the host to the guest; SPEC: none or [ADDR][%IFACE]/PORTS, see passt(1)
-    #[arg(short, long, value_name = "SPEC")]
+    /// Forward TCP ports of the host to the guest [default: auto in pasta, none in passt]
+    /// SPEC: none | [ADDR][%IFACE]/LIST | LIST, see passt(1)
+    /// LIST: N[-M][:[TOADDR/]T[-U]] | ~N[-M] | all | auto ,...
+    #[arg(short, long, value_name = "SPEC", verbatim_doc_comment)]
     pub tcp_ports: Vec<String>,
-    /// Forward UDP ports of the host to the guest
+    /// Forward UDP ports of the host to the guest [default: as for TCP]
     #[arg(short, long, value_name = "SPEC")]
     pub udp_ports: Vec<String>,
-    /// Forward TCP ports of the namespace's loopback to the host's
+    /// Forward TCP ports of the namespace's loopback to the host's [default: auto]
     #[arg(short = 'T', long, value_name = "SPEC")]
     pub tcp_ns: Vec<String>,
-    /// Forward UDP ports of the namespace's loopback to the host's
+    /// Forward UDP ports of the namespace's loopback to the host's [default: auto]
     #[arg(short = 'U', long, value_name = "SPEC")]
     pub udp_ns: Vec<String>,
     /// Allow -t and -u to listen on addresses the host does not have (yet)
