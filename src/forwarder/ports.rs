@@ -110,7 +110,7 @@ impl Span {
 /// See the module text.
 #[derive(Debug)]
 pub(super) struct Ports {
-    /// Sorted by id: ids only grow.
+    /// Sorted by id.
     rules: Vec<Rule>,
     listeners: Vec<Option<Listener>>,
     /// No slot below this one is free.

@@ -1,7 +1,7 @@
 //! The control socket, and pesto: looking at the rules, changing them, and who may.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -37,6 +37,7 @@ tests![
     sequence,
     show_before_and_after,
     retarget,
+    rebind,
     conflict_changes_nothing,
     busy_port_changes_nothing,
     busy_port_in_the_namespace,
@@ -373,6 +374,23 @@ fn retarget() {
     }
 }
 
+/// What only a listener of the old rules was in the way of is open when it is said to be, too.
+fn rebind() {
+    let w = World::direct();
+    let g = guest(&w, &["-t", "8080", "-u", "8080", "-T", "8081"]);
+    let _servers = [
+        Server::tcp(&g, (HOST4, 8080)),
+        Server::udp(&g, (HOST4, 8080)),
+    ];
+    for place in ["127.0.0.1/8080", "0.0.0.0/8080", "8080"] {
+        change(&["-t", place, "-u", place]);
+        for protocol in [Tcp, Udp] {
+            let told = try_reach(protocol, &w.host, ("127.0.0.1", 8080));
+            assert!(told.is_ok(), "{place} {protocol:?}: {told:?}");
+        }
+    }
+}
+
 fn conflict_changes_nothing() {
     let w = World::direct();
     let g = guest(&w, &OPTIONS);
@@ -625,14 +643,20 @@ fn many_changes() {
     reachable_within(SOON, Tcp, &w.peer, (HOST4, 9150));
 }
 
+/// Both tables full, one after the other: what was set aside for them at the start suffices.
 fn most_rules() {
     let w = World::direct();
-    let _g = guest(&w, &[]);
-    let ports: Vec<String> = (0..255).map(|i| (8000 + 2 * i).to_string()).collect();
-    change(&["-A", "-t", &ports.join(",")]);
-    assert_eq!(listening(&w.host, Tcp).len(), 255);
-    assert_eq!(shown().lines().count(), 257);
+    let g = guest(&w, &[]);
+    for first in [8000, 8001, 8000] {
+        let ports: Vec<String> = (0..255).map(|i| (first + 2 * i).to_string()).collect();
+        let ports = ports.join(",");
+        change(&["-t", &format!("%host0/{ports}"), "-T", &ports]);
+        assert_eq!(listening(&w.host, Tcp).len(), 255);
+        assert_eq!(listening(&g, Tcp).len(), 255);
+        assert_eq!(shown().lines().count(), 512);
+    }
     refused(&["-A", "-t", "7000"], &["Too many rules"]);
+    refused(&["-A", "-T", "7000"], &["Too many rules"]);
     change(&["-C", "HOST"]);
     open_now(&w.host, Tcp, &[]);
 }
@@ -817,8 +841,12 @@ fn ends_with_the_instance() {
     let mut client = UnixStream::connect(SOCKET).expect("connect");
     client.set_read_timeout(Some(SOON)).expect("a timeout");
     g.pasta.stop(Signal::SIGTERM, SOON);
-    let mut rest = vec![];
-    client.read_to_end(&mut rest).ok();
+    // A reset, if it was still waiting for its turn.
+    let told = client.read_to_end(&mut vec![]).map_err(|e| e.kind());
+    assert!(
+        matches!(told, Ok(_) | Err(ErrorKind::ConnectionReset)),
+        "{told:?}"
+    );
     nothing_left();
     let output = pesto(&[]);
     assert_eq!((output.code, output.out.as_str()), (1, ""));
@@ -990,6 +1018,21 @@ fn json_of_many_flows() {
         count >= 900
     });
     assert!(all_there, "{count} flows");
+    // Who asks at the same time has to wait; who asked and does not read is not waited for.
+    let together = || {
+        let all: Vec<_> = (0..6)
+            .map(|_| w.host.start_command(pesto_command(&["--json", SOCKET])))
+            .collect();
+        for each in all {
+            let output = each.finish(Duration::from_secs(30));
+            assert_eq!((output.code, output.err.as_str()), (0, ""));
+        }
+    };
+    together();
+    let mut stopped = UnixStream::connect(SOCKET).expect("connect");
+    let question = b"\xffpasst-rs\0\0\0\x01\x01";
+    stopped.write_all(question).expect("ask for a report");
+    together();
     drop((connections, spliced, sockets));
 }
 

@@ -31,8 +31,12 @@ tests![
     out_of_a_foreign_address,
     out_by_an_own_address,
     out_nobody_listens,
-    out_to_one_family,
-    in_to_one_family,
+    out_without_ipv6,
+    out_without_ipv4,
+    out_to_ipv4_only,
+    out_to_ipv6_only,
+    in_to_ipv4_only,
+    in_to_ipv6_only,
     other_loopback_addresses,
     host_loopback_to_namespace_loopback,
     no_splice,
@@ -46,6 +50,7 @@ tests![
     reset_by_the_server_after_data,
     server_closes_at_once,
     close_with_data_in_flight,
+    server_closes_with_data_in_flight,
     bulk_both_ways,
     interrupted_bulk,
     small_after_bulk,
@@ -217,29 +222,54 @@ fn out_nobody_listens() {
     drop(w);
 }
 
-/// A server of one family: it is reached by that family, and the other is reset at once.
+/// Where only one IP version is on, its loopback is forwarded all the same.
 #[track_caller]
-fn one_family(cross: Cross) {
-    let (w, g) = crossed();
-    for (family, other) in [(Family::V4, Family::V6), (Family::V6, Family::V4)] {
-        let (ns, addr) = cross.server(&w, &g, family);
-        let server = Server::tcp(ns, addr);
-        let (ns, to) = cross.client(&w, &g, family);
-        exchange(ns.connect(to), 1000);
-        assert_eq!(server.seen().bytes, Ok(1000));
-        if family == Family::V4 {
-            let (ns, to) = cross.client(&w, &g, other);
-            assert_eq!(try_reach(Tcp, ns, to), Err(ErrorKind::ConnectionReset));
-        }
+fn out_with(option: &str, family: Family) {
+    let w = World::direct();
+    let g = w.guest(&[option, "-T", "8081", "-U", "8081"]);
+    let lo = family.loopback();
+    for protocol in [Tcp, Udp] {
+        let _server = Server::new(protocol, &w.host, (lo, 8081));
+        let told = try_reach(protocol, &g, (lo, 8081));
+        assert!(told.is_ok(), "{protocol:?}: {told:?}");
     }
 }
 
-fn out_to_one_family() {
-    one_family(Cross::Out);
+fn out_without_ipv6() {
+    out_with("-4", Family::V4);
 }
 
-fn in_to_one_family() {
-    one_family(Cross::In);
+fn out_without_ipv4() {
+    out_with("-6", Family::V6);
+}
+
+/// A server of one family: it is reached by that family, and the other is reset at once.
+#[track_caller]
+fn one_family(cross: Cross, family: Family, other: Family) {
+    let (w, g) = crossed();
+    let (ns, addr) = cross.server(&w, &g, family);
+    let server = Server::tcp(ns, addr);
+    let (ns, to) = cross.client(&w, &g, family);
+    exchange(ns.connect(to), 1000);
+    assert_eq!(server.seen().bytes, Ok(1000));
+    let (ns, to) = cross.client(&w, &g, other);
+    assert_eq!(try_reach(Tcp, ns, to), Err(ErrorKind::ConnectionReset));
+}
+
+fn out_to_ipv4_only() {
+    one_family(Cross::Out, Family::V4, Family::V6);
+}
+
+fn out_to_ipv6_only() {
+    one_family(Cross::Out, Family::V6, Family::V4);
+}
+
+fn in_to_ipv4_only() {
+    one_family(Cross::In, Family::V4, Family::V6);
+}
+
+fn in_to_ipv6_only() {
+    one_family(Cross::In, Family::V6, Family::V4);
 }
 
 /// 127.0.0.2 is loopback as well, and is told apart where the server is on a loopback, too.
@@ -426,13 +456,20 @@ fn server_closes_at_once() {
 
 /// Everything written before close() arrives, however slowly it is read.
 fn close_with_data_in_flight() {
-    each_pair(|mut near, mut far| {
-        let n = volume(5 * MIB);
-        let sender = thread::spawn(move || send_pattern(&mut near, n));
-        thread::sleep(Duration::from_millis(100)); // let it fill what there is to fill
-        assert_eq!(check_pattern(&mut far), Ok(n));
-        sender.join().expect("the sender").expect("send");
-    });
+    each_pair(|near, far| in_flight(near, far));
+}
+
+fn server_closes_with_data_in_flight() {
+    each_pair(|near, far| in_flight(far, near));
+}
+
+#[track_caller]
+fn in_flight(mut from: TcpStream, mut to: TcpStream) {
+    let n = volume(5 * MIB);
+    let sender = thread::spawn(move || send_pattern(&mut from, n));
+    thread::sleep(Duration::from_millis(100)); // let it fill what there is to fill
+    assert_eq!(check_pattern(&mut to), Ok(n));
+    sender.join().expect("the sender").expect("send");
 }
 
 fn bulk_both_ways() {
