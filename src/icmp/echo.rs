@@ -335,7 +335,9 @@ impl<S> Engine<S> {
             match io.receive(socket) {
                 Ok(reply) => {
                     let src = if flow.group {
+                        // An IPv6 packet from a mapped address is taken for one of IPv4.
                         translate::visible_source(&self.cfg, reply.from)
+                            .filter(|ip| ip.is_ipv6() == guest.is_ipv6())
                     } else {
                         Some(remote.ip).filter(|_| reply.from == flow.peer.end.ip)
                     };

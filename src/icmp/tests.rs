@@ -400,6 +400,15 @@ fn groups_are_answered_by_stations() {
         .push_back("192.0.2.77".parse().unwrap());
     bed.run();
     assert_eq!(bed.world.got[0].0.to_string(), "192.0.2.77");
+    // An IPv6 packet from a mapped address looks like this.
+    bed.send(&Request {
+        src: "2001:db8::10".parse().unwrap(),
+        ..request("ff02::1", 2)
+    });
+    let other = bed.world.socks.values_mut().last().unwrap();
+    other.rx.push_back("192.0.2.77".parse().unwrap());
+    bed.run();
+    assert_eq!(bed.world.got.len(), 1);
     // Nothing is reported about groups.
     bed.world
         .faults
