@@ -4,6 +4,8 @@
 //! them, in batches, and a batch is asked for when half of the last one is used: a connection normally finds one
 //! ready and waits for nobody. What arrives on an empty pool waits in line for the next batch.
 //!
+//! Where there are few descriptors the stock is small: what it holds is lacking elsewhere.
+//!
 //! A batch that could not be taken, for want of descriptors, is not asked for again before a moment has passed.
 //!
 //! What must never happen: a wait for the ns-agent, or more than one question at a time that it has not answered.
@@ -21,6 +23,9 @@ const LOW: usize = MAX_DESCRIPTORS / 2;
 /// What a batch can add to what is not quite used up.
 const MOST: usize = MAX_DESCRIPTORS + LOW;
 
+/// Of so many descriptors a kind may hold one in stock.
+const SHARE: u64 = 32;
+
 /// How long to do without after a batch was lost.
 const REST: Duration = Duration::from_millis(100);
 
@@ -35,19 +40,37 @@ struct Stock {
     rest_until: Instant,
 }
 
-impl Stock {
-    const fn is_low(&self) -> bool {
-        self.wanted && !self.asked && self.sockets.len() < LOW
-    }
-}
-
 /// All kinds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
     stocks: [Stock; SocketKind::ALL.len()],
+    /// Most of each kind, 1 to [`MOST`].
+    most: usize,
 }
 
 impl Pool {
+    /// For a process that may have `nofile` descriptors.
+    pub(super) fn new(nofile: u64) -> Self {
+        let share = usize::try_from(nofile / SHARE).unwrap_or(MOST);
+        Self {
+            stocks: Default::default(),
+            most: share.clamp(1, MOST),
+        }
+    }
+
+    fn is_low(&self, stock: &Stock) -> bool {
+        let low = (self.most / 2).clamp(1, LOW);
+        stock.wanted && !stock.asked && stock.sockets.len() < low
+    }
+
+    /// How many to ask for.
+    pub(super) fn batch(&self, kind: SocketKind) -> u8 {
+        let stock = self.stocks.get(kind as usize);
+        let there = stock.map_or(0, |stock| stock.sockets.len());
+        let room = self.most.saturating_sub(there).min(MAX_DESCRIPTORS);
+        u8::try_from(room).unwrap_or(u8::MAX)
+    }
+
     fn stock(&mut self, kind: SocketKind) -> Option<&mut Stock> {
         self.stocks.get_mut(kind as usize)
     }
@@ -89,13 +112,13 @@ impl Pool {
     pub(super) fn lacking(&self, now: Instant) -> Option<SocketKind> {
         SocketKind::ALL.into_iter().find(|kind| {
             let stock = self.stocks.get(*kind as usize);
-            stock.is_some_and(|s| s.is_low() && s.rest_until <= now)
+            stock.is_some_and(|s| self.is_low(s) && s.rest_until <= now)
         })
     }
 
     /// When to look again at what [`Pool::lost`].
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let resting = self.stocks.iter().filter(|s| s.is_low());
+        let resting = self.stocks.iter().filter(|s| self.is_low(s));
         resting.map(|s| s.rest_until).min()
     }
 
@@ -121,7 +144,7 @@ mod tests {
 
     #[test]
     fn one_question_at_a_time_and_only_for_what_is_needed() {
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(1 << 20);
         assert_eq!(pool.lacking(Instant(0)), None);
         assert!(pool.take(SocketKind::Tcp6).is_none());
         assert_eq!(pool.lacking(Instant(0)), Some(SocketKind::Tcp6));
@@ -143,8 +166,25 @@ mod tests {
     }
 
     #[test]
+    fn a_stock_leaves_most_of_few_descriptors_to_others() {
+        for (nofile, batch, most) in [(0, 1, 1), (128, 4, 4), (1024, 32, 32), (4096, 32, MOST)] {
+            let mut pool = Pool::new(nofile);
+            pool.want(SocketKind::Udp4);
+            let mut there = 0;
+            while let Some(kind) = pool.lacking(Instant(0)) {
+                let count = pool.batch(kind);
+                assert_eq!(count, batch);
+                pool.asked(kind);
+                pool.refill(kind, sockets(usize::from(count)));
+                there += usize::from(count);
+            }
+            assert!(there <= most && there > 0, "{nofile}");
+        }
+    }
+
+    #[test]
     fn too_many_are_not_kept() {
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(1 << 20);
         pool.refill(SocketKind::Udp4, sockets(MOST + 5));
         let mut n = 0;
         while pool.take(SocketKind::Udp4).is_some() {

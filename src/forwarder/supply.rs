@@ -140,10 +140,8 @@ impl Worker {
 
     /// A message whose descriptors could not be taken.
     pub(super) fn lost(&mut self, now: Instant, supply: Supply) {
-        self.host
-            .link
-            .counters
-            .drop(crate::stats::Drop::NoDescriptor);
+        // No connection is refused by that, so it is not counted as such.
+        log::debug!("Out of descriptors for what was sent: {supply:?}");
         match supply {
             Supply::Listeners {
                 rule,
@@ -259,7 +257,8 @@ impl Worker {
         }
         if let Some(agent) = &self.agent {
             while let Some(kind) = self.host.pool.lacking(now) {
-                if !ask(agent, Request::Sockets(kind))? {
+                let count = self.host.pool.batch(kind);
+                if !ask(agent, Request::Sockets { kind, count })? {
                     break;
                 }
                 self.host.pool.asked(kind);

@@ -30,7 +30,7 @@ pub(super) fn host() -> (Host, OwnedFd) {
     let host = Host {
         seen: Seen::default(),
         ports: Ports::with_capacity(4),
-        pool: Pool::default(),
+        pool: Pool::new(1 << 20),
         outbound: Past::default(),
         config: crate::services::samples::config(),
         link: Link {

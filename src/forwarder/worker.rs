@@ -136,7 +136,7 @@ impl Worker {
             datagrams: udp_io::Buffers::new(),
             seen: Seen::default(),
             ports: Ports::with_capacity(limits.listeners),
-            pool: Pool::default(),
+            pool: Pool::new(nofile),
             outbound: Past::default(),
             pipes: super::splice_io::Pipes::new(nofile),
         };

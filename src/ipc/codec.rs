@@ -110,7 +110,10 @@ mod tests {
             port: 80,
             errno: 98,
         });
-        round_trip(&FromForwarder::Request(Request::Sockets(SocketKind::Udp6)));
+        round_trip(&FromForwarder::Request(Request::Sockets {
+            kind: SocketKind::Udp6,
+            count: 32,
+        }));
         round_trip(&ToForwarder::Supply(Supply::Rule(RuleNotice {
             rule: id(9),
             table: Table::Host,

@@ -112,7 +112,12 @@ pub enum Request {
         offset: u16,
     },
     /// A batch of sockets (ns-agent only): answered by one [`Supply::Sockets`].
-    Sockets(SocketKind),
+    Sockets {
+        /// All of this kind.
+        kind: SocketKind,
+        /// How many at most, 1..=32.
+        count: u8,
+    },
     /// Nothing more: the answer to [`Supply::Settle`].
     Settled,
 }

@@ -187,8 +187,8 @@ impl NsAgent {
             };
             let answered = match end.try_receive() {
                 Ok(None) => return Ok(()),
-                Ok(Some(Request::Sockets(kind))) => {
-                    pool::supply(kind, |supply, fds| end.send(supply, fds))
+                Ok(Some(Request::Sockets { kind, count })) => {
+                    pool::supply(kind, count, |supply, fds| end.send(supply, fds))
                 }
                 Ok(Some(Request::Settled)) => {
                     if !std::mem::take(&mut self.settling) {

@@ -14,22 +14,24 @@ use arrayvec::ArrayVec;
 use crate::ipc::{MAX_DESCRIPTORS, SocketKind, Supply};
 use crate::sys::{datagram, stream};
 
-/// Make a batch and hand it over. Every question has an answer, be it that not a single socket is to be had: the
+/// Make a batch of `most` sockets and hand it over. Every question has an answer, be it that not a single socket is to be had: the
 /// forwarder asks once at a time.
 pub(super) fn supply<E>(
     kind: SocketKind,
+    most: u8,
     send: impl FnOnce(Supply, &[BorrowedFd<'_>]) -> Result<(), E>,
 ) -> Result<(), E> {
-    supply_from(make, kind, send)
+    supply_from(make, kind, most, send)
 }
 
 fn supply_from<E>(
     make: impl Fn(SocketKind) -> io::Result<OwnedFd>,
     kind: SocketKind,
+    most: u8,
     send: impl FnOnce(Supply, &[BorrowedFd<'_>]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut sockets = ArrayVec::<OwnedFd, MAX_DESCRIPTORS>::new();
-    while !sockets.is_full() {
+    while !sockets.is_full() && sockets.len() < usize::from(most) {
         match make(kind) {
             Ok(socket) => sockets.push(socket),
             Err(e) => {
@@ -73,7 +75,8 @@ mod tests {
             if make(kind).is_err() {
                 continue;
             }
-            let sent = supply(kind, |supply, fds| {
+            // No batch has more, whatever is asked for.
+            let sent = supply(kind, u8::MAX, |supply, fds| {
                 assert_eq!(supply, Supply::Sockets { kind, count: 32 });
                 assert_eq!(fds.len(), 32);
                 for fd in fds {
@@ -84,6 +87,12 @@ mod tests {
                 Err(())
             });
             assert_eq!(sent, Err(()), "an answer");
+            let sent = supply(kind, 3, |supply, fds| {
+                assert_eq!(supply, Supply::Sockets { kind, count: 3 });
+                assert_eq!(fds.len(), 3);
+                Err(())
+            });
+            assert_eq!(sent, Err(()), "an answer");
         }
     }
 
@@ -91,7 +100,7 @@ mod tests {
     fn where_none_is_to_be_had_that_is_the_answer() {
         let kind = SocketKind::Tcp4;
         let none = |_| Err(io::Error::from_raw_os_error(libc::ENFILE));
-        let sent = supply_from(none, kind, |supply, fds| {
+        let sent = supply_from(none, kind, 32, |supply, fds| {
             assert_eq!(supply, Supply::Sockets { kind, count: 0 });
             assert!(fds.is_empty());
             Err(())

@@ -90,7 +90,8 @@ const ATTACKS: &[Attack] = &[
     ("a port the rule has not", |s| request(s, listener(1, 1))),
     ("the last offset", |s| request(s, listener(1, u16::MAX))),
     ("sockets of whoever listens", |s| {
-        request(s, Request::Sockets(SocketKind::Tcp4));
+        let kind = SocketKind::Tcp4;
+        request(s, Request::Sockets { kind, count: 32 });
     }),
     ("ready again", |s| {
         let _ = ForwarderLink::new(s).ready(u32::MAX);

@@ -692,7 +692,7 @@ fn what_was_never_granted_is_an_offence_and_what_was_taken_back_is_not() {
     let now = b.now;
     let wrong = b
         .keeper
-        .serve(Request::Sockets(kind), now, &mut |_, _| Ok(()));
+        .serve(Request::Sockets { kind, count: 1 }, now, &mut |_, _| Ok(()));
     assert!(matches!(wrong, Err(ServeError::Misbehaved(_))));
     // Granted, but not open now.
     let binds = b.world().binds;
