@@ -73,6 +73,7 @@ impl Cell {
             inbound: self.inbound,
             tap: Tap {
                 loss: self.loss,
+                lost: (0, 0),
                 reorder: if self.reorder { 100 } else { 0 },
                 queue: 1000,
                 mtu: self.mtu,
@@ -264,6 +265,60 @@ fn begun_outside() {
     for direction in [Direction::Up, Direction::Down, Direction::Both] {
         run_cells(direction, &inbound_grid(direction));
     }
+}
+
+/// A short connection: who begins, who finishes first, and what each side sends.
+fn short(inbound: bool, closes_first: bool, up: u64, down: u64, lost: (u64, u64)) -> Scenario {
+    let cell = Cell {
+        direction: Direction::Both,
+        rtt: 50,
+        loss: (0, 0),
+        mtu: 1500,
+        reorder: false,
+        large: true,
+        slow: false,
+        half_close: closes_first,
+        inbound,
+    };
+    let mut scenario = cell.scenario(1);
+    scenario.tap.lost = lost;
+    scenario.guest.sends = up;
+    scenario.peer.sends = down;
+    scenario
+}
+
+/// Any two of the frames that begin and end a connection may be lost: it is established, everything arrives, and both
+/// sides see a clean end, after no more than the timeouts of both.
+#[test]
+fn any_two_frames_may_be_lost() {
+    const FRAMES: u32 = 6;
+    let masks = || {
+        let frame = |n: u32| {
+            if n < FRAMES {
+                (1 << n, 0)
+            } else {
+                (0, 1 << (n - FRAMES))
+            }
+        };
+        (0..2 * FRAMES).flat_map(move |a| (a..2 * FRAMES).map(move |b| (frame(a), frame(b))))
+    };
+    let mut worst = (0, None);
+    for inbound in [false, true] {
+        for closes_first in [false, true] {
+            for (up, down) in [(0, 1), (300, 300), (5000, 5000)] {
+                for (a, b) in masks() {
+                    let lost = (a.0 | b.0, a.1 | b.1);
+                    let name = (inbound, closes_first, up, down, lost);
+                    let outcome = World::new(&short(inbound, closes_first, up, down, lost)).run();
+                    if outcome.took > worst.0 {
+                        worst = (outcome.took, Some(name));
+                    }
+                }
+            }
+        }
+    }
+    println!("at most {} ms, with {:?}", worst.0 / 1000, worst.1);
+    assert!(worst.0 < 4_000_000, "{worst:?}");
 }
 
 /// `SIM_CELL` is the number of a cell, `SIM_DIRECTION` one of up, down, both, and `SIM_INBOUND` may be set: run that

@@ -25,6 +25,8 @@ use crate::socket::{Net, Peer, Socket};
 pub struct Tap {
     /// Frames lost, per 10,000: from the guest, to the guest.
     pub loss: (u32, u32),
+    /// The frames lost for certain, by number: from the guest, to the guest.
+    pub lost: (u64, u64),
     /// Frames delayed past others, per 10,000, both ways.
     pub reorder: u32,
     /// Frames it holds in each direction.
@@ -55,6 +57,7 @@ pub struct Outcome {
     pub guest_timeouts: u32,
     pub frames_to_engine: u64,
     pub frames_to_guest: u64,
+    pub frames_from_guest: u64,
     pub queue_drops: u64,
     pub most_kept: usize,
     pub sends: u64,
@@ -249,6 +252,10 @@ fn remote_end() -> Endpoint {
     Endpoint::new([192, 0, 2, 1].into(), 80)
 }
 
+fn is_lost(number: u64, lost: u64) -> bool {
+    u32::try_from(number).is_ok_and(|n| lost.checked_shr(n).unwrap_or(0) & 1 > 0)
+}
+
 /// Frames the engine gets at a time.
 const BATCH: usize = 64;
 
@@ -324,8 +331,9 @@ impl World {
                     repr.options.sack.as_slice()
                 );
             }
+            let lost = is_lost(self.outcome.frames_to_guest, self.scenario.tap.lost.1);
             self.outcome.frames_to_guest += 1;
-            if self.rng.chance(self.scenario.tap.loss.1) {
+            if self.rng.chance(self.scenario.tap.loss.1) || lost {
                 continue;
             }
             let delay = 5 + if self.rng.chance(self.scenario.tap.reorder) {
@@ -381,7 +389,9 @@ impl World {
                 out.repr.options.sack.as_slice()
             );
         }
-        if self.rng.chance(self.scenario.tap.loss.0) {
+        let lost = is_lost(self.outcome.frames_from_guest, self.scenario.tap.lost.0);
+        self.outcome.frames_from_guest += 1;
+        if self.rng.chance(self.scenario.tap.loss.0) || lost {
             return;
         }
         let payload = self.host.upload.at(out.at, out.len).to_vec();
