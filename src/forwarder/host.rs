@@ -30,6 +30,7 @@ use crate::wire::{icmpv4, icmpv6, virtio_net};
 
 /// What a TCP socket is watched for, all its life.
 pub(super) const EDGES: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLPRI)
     .union(EpollFlags::EPOLLOUT)
     .union(EpollFlags::EPOLLRDHUP)
     .union(EpollFlags::EPOLLET);

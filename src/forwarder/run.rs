@@ -152,6 +152,7 @@ impl Worker {
                     error,
                     hup: what.contains(EpollFlags::EPOLLHUP),
                     rdhup: what.contains(EpollFlags::EPOLLRDHUP),
+                    urgent: what.contains(EpollFlags::EPOLLPRI),
                 };
                 self.tcp.on_socket(&mut self.host, now, id, readiness);
             }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use libc::{IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_NODELAY, c_int};
+use libc::{IPPROTO_TCP, SO_KEEPALIVE, SO_OOBINLINE, SOL_SOCKET, TCP_NODELAY, c_int};
 
 use super::host::{EDGES, Host, IcmpError};
 use super::token::Token;
@@ -34,6 +34,8 @@ use crate::wire::{ethernet, icmpv4, icmpv6};
 pub struct Socket {
     fd: OwnedFd,
     peek_offset: Cell<PeekOffset>,
+    /// Found behind data that was relayed; the kernel says it only once.
+    failed: Cell<Option<SocketError>>,
 }
 
 /// How a socket stands to SO_PEEK_OFF. It is turned on when data has to be peeked that is not the first: a
@@ -63,6 +65,7 @@ impl Socket {
         Self {
             fd,
             peek_offset: Cell::new(state),
+            failed: Cell::new(None),
         }
     }
 
@@ -76,6 +79,7 @@ impl Socket {
         Self {
             fd,
             peek_offset: Cell::new(state),
+            failed: Cell::new(None),
         }
     }
 
@@ -136,12 +140,13 @@ impl PeekOffsets {
     }
 }
 
-/// Has the peer's FIN arrived, by the state of a connection?
-const fn has_fin(state: u8) -> bool {
+/// include/net/tcp_states.h. Both sides have finished (the kernel keeps TIME-WAIT elsewhere), or it has failed.
+const TCP_CLOSE: u8 = 7;
+
+/// Will no more data come, by the state of a connection?
+const fn has_ended(state: u8) -> bool {
     /// include/net/tcp_states.h
     const TCP_TIME_WAIT: u8 = 6;
-    // Both sides have finished: the kernel keeps TIME-WAIT elsewhere, and our socket is closed.
-    const TCP_CLOSE: u8 = 7;
     const TCP_CLOSE_WAIT: u8 = 8;
     const TCP_LAST_ACK: u8 = 9;
     const TCP_CLOSING: u8 = 11;
@@ -149,6 +154,14 @@ const fn has_fin(state: u8) -> bool {
         state,
         TCP_TIME_WAIT | TCP_CLOSE | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
     )
+}
+
+/// How a connection has ended that is in this state: with a FIN (0), or not.
+fn end_of(fd: &OwnedFd, state: u8) -> io::Result<usize> {
+    match stream::take_error(fd) {
+        Ok(errno) if errno != 0 && state == TCP_CLOSE => Err(io::Error::from_raw_os_error(errno)),
+        _ => Ok(0),
+    }
 }
 
 /// What an errno means for a connection.
@@ -180,6 +193,13 @@ pub(super) fn start_error(e: &io::Error) -> ConnectError {
     }
 }
 
+/// What sockets of our own are given, and accepted ones inherit.
+fn set_options(fd: &OwnedFd) -> io::Result<()> {
+    stream::set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1)?;
+    stream::set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1)?;
+    stream::set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1)
+}
+
 /// An end point as the kernel takes it, with a scope for link-local addresses.
 fn scoped(end: Endpoint, scope: u32) -> SocketAddr {
     match end.ip {
@@ -194,8 +214,7 @@ impl Host {
             .map_err(ConnectError::Refused)?;
         let fd = stream::socket(to.dst.ip).map_err(|e| start_error(&e))?;
         let prepare = || -> io::Result<()> {
-            stream::set_int(&fd, IPPROTO_TCP, TCP_NODELAY, 1)?;
-            stream::set_int(&fd, SOL_SOCKET, SO_KEEPALIVE, 1)?;
+            set_options(&fd)?;
             if let Some(device) = to.device {
                 stream::bind_to_device(&fd, device)?;
             }
@@ -219,17 +238,19 @@ impl Host {
         if offset == 0 || socket.peeks_from(offset) {
             return stream::peek(&socket.fd, room);
         }
-        let mut ended = false;
+        let mut ended = None;
         loop {
             match stream::peek_behind(&socket.fd, offset as usize, &mut self.scratch, room) {
-                // Whether that is all there will ever be, the bytes in front do not let us see.
-                Err(e) if e.kind() == ErrorKind::WouldBlock && ended => return Ok(0),
-                Err(e)
-                    if e.kind() == ErrorKind::WouldBlock
-                        && stream::info(&socket.fd).is_ok_and(|i| has_fin(i.state)) =>
-                {
-                    // The last data may have come after the first look.
-                    ended = true;
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if let Some(state) = ended {
+                        return end_of(&socket.fd, state);
+                    }
+                    // Whether that is all there will ever be, the bytes in front do not let us see.
+                    match stream::info(&socket.fd) {
+                        // The last data may have come after the first look.
+                        Ok(i) if has_ended(i.state) => ended = Some(i.state),
+                        _ => return Err(e),
+                    }
                 }
                 other => return other,
             }
@@ -243,6 +264,9 @@ impl Host {
         offset: u32,
         max: u32,
     ) -> Result<Relayed, SocketError> {
+        if let Some(error) = socket.failed.take() {
+            return Err(error);
+        }
         let template = self.template(out.key.remote, out.key.guest);
         let header_len = template.tcp_header_len(&out.repr);
         let most = largest_payload(template.ip_end(), header_len, out.mss);
@@ -255,8 +279,14 @@ impl Host {
                 Ok(0) => break,
                 Ok(n) => n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(_) if done.peeked > 0 => break,
-                Err(e) => return Err(classify(&e)),
+                Err(e) if done.peeked == 0 => return Err(classify(&e)),
+                Err(e) => {
+                    let error = classify(&e);
+                    socket
+                        .failed
+                        .set(Some(error).filter(|e| *e != SocketError::WouldBlock));
+                    break;
+                }
             };
             // At most a frame's worth.
             let count = u32::try_from(n).unwrap_or(u32::MAX);
@@ -353,7 +383,6 @@ impl Io for Host {
     fn connected(&mut self, socket: &Socket) -> Connecting {
         /// include/net/tcp_states.h
         const TCP_SYN_SENT: u8 = 2;
-        const TCP_CLOSE: u8 = 7;
         match stream::info(&socket.fd) {
             Ok(i) if i.state == TCP_SYN_SENT => Connecting::Pending,
             Ok(i) if i.state == TCP_CLOSE => {
@@ -412,6 +441,9 @@ impl Io for Host {
     }
 
     fn take_error(&mut self, socket: &Socket) -> Option<SocketError> {
+        if let Some(error) = socket.failed.take() {
+            return Some(error);
+        }
         match stream::take_error(&socket.fd) {
             Ok(0) => None,
             Ok(errno) => Some(classify_errno(errno)),
@@ -489,6 +521,7 @@ mod tests {
             let listener = TcpListener::bind(listen).unwrap();
             let at = listener.local_addr().unwrap();
             let fd = stream::socket(at.ip()).unwrap();
+            set_options(&fd).unwrap();
             let _ = stream::connect(&fd, at);
             let (peer, from) = listener.accept().unwrap();
             let socket = Socket::new(fd, host.peek_offsets.of(at.ip()));
@@ -515,8 +548,8 @@ mod tests {
             assert_eq!(epoll.wait(&mut events, 5000_u16).unwrap(), 1);
         }
 
-        fn relay(&mut self, offset: u32, max: u32) -> Result<Relayed, SocketError> {
-            let repr = Repr {
+        fn repr(&self, offset: u32) -> Repr {
+            Repr {
                 src_port: self.key.remote.port,
                 dst_port: self.key.guest.port,
                 seq: Seq(offset),
@@ -525,7 +558,44 @@ mod tests {
                 window: 1000,
                 urgent: 0,
                 options: Options::NONE,
-            };
+            }
+        }
+
+        /// The peer resets; wait until the kernel has got that.
+        fn reset(&mut self) {
+            stream::linger_zero(&self.peer).unwrap();
+            let other = TcpListener::bind("127.0.0.1:0").unwrap();
+            let other = TcpStream::connect(other.local_addr().unwrap()).unwrap();
+            drop(std::mem::replace(&mut self.peer, other));
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let event = EpollEvent::new(EpollFlags::empty(), 0);
+            epoll.add(&self.socket.fd, event).unwrap();
+            let mut events = [EpollEvent::empty()];
+            assert_eq!(epoll.wait(&mut events, 5000_u16).unwrap(), 1);
+        }
+
+        /// Wait until the kernel has got `len` bytes.
+        fn wait_bytes(&self, len: usize) {
+            let mut seen = vec![0; len];
+            while stream::peek(&self.socket.fd, &mut seen).ok() != Some(len) {
+                self.wait();
+            }
+        }
+
+        /// Relay from `got` on until there are `len` bytes.
+        fn relay_until(&mut self, got: &mut Vec<u8>, len: usize) {
+            let begin = std::time::Instant::now();
+            while got.len() < len {
+                assert!(begin.elapsed().as_secs() < 5, "stuck after {got:?}");
+                let at = u32::try_from(got.len()).unwrap();
+                if self.relay(at, 60_000).is_ok() {
+                    got.extend(self.frame().1);
+                }
+            }
+        }
+
+        fn relay(&mut self, offset: u32, max: u32) -> Result<Relayed, SocketError> {
+            let repr = self.repr(offset);
             let out = Outgoing {
                 key: &self.key,
                 repr,
@@ -651,6 +721,64 @@ mod tests {
             b.host.consume(&b.socket, 3000);
             assert_eq!(b.relay(0, 60_000), Ok(end));
         });
+    }
+
+    /// A RST is no end in good order, be the data in front of it less than a frame takes or just as much.
+    #[test]
+    fn a_reset_behind_data_that_still_waits_is_not_taken_for_the_end() {
+        for full in [false, true] {
+            each(|mut b| {
+                let template = b.host.template(b.key.remote, b.key.guest);
+                let header = template.tcp_header_len(&b.repr(0));
+                let frame = largest_payload(template.ip_end(), header, MSS);
+                let len = if full { frame } else { 3000 };
+                b.peer.write_all(&pattern(0, len)).unwrap();
+                b.wait_bytes(len);
+                b.reset();
+                let all = u32::try_from(len).unwrap();
+                assert_eq!(b.relay(0, 1 << 18).unwrap().sent, all);
+                assert_eq!(b.relay(all, 60_000), Err(SocketError::Reset));
+            });
+        }
+    }
+
+    /// The same if the event is looked at first.
+    #[test]
+    fn a_reset_found_behind_a_full_frame_is_still_an_error_of_the_socket() {
+        each(|mut b| {
+            let template = b.host.template(b.key.remote, b.key.guest);
+            let header = template.tcp_header_len(&b.repr(0));
+            let len = largest_payload(template.ip_end(), header, MSS);
+            b.peer.write_all(&pattern(0, len)).unwrap();
+            b.wait_bytes(len);
+            b.reset();
+            b.relay(0, 1 << 18).unwrap();
+            let error = b.host.take_error(&b.socket);
+            assert_eq!(error, Some(SocketError::Reset));
+        });
+    }
+
+    /// Urgent data is data: nothing is left out, nothing comes twice, and what follows does not wait. (Without
+    /// SO_PEEK_OFF it waits until what is in front of it has been consumed.)
+    #[test]
+    fn urgent_data_is_carried_in_its_place() {
+        use nix::sys::socket::{MsgFlags, send};
+        use std::os::fd::AsRawFd;
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let mut b = Bench::new(listen, true);
+            if !b.host.peek_offsets.of(b.key.remote.ip) {
+                return;
+            }
+            let fd = b.peer.as_raw_fd();
+            send(fd, b"before", MsgFlags::empty()).unwrap();
+            send(fd, b"!", MsgFlags::MSG_OOB).unwrap();
+            send(fd, b"after", MsgFlags::empty()).unwrap();
+            let mut got = Vec::new();
+            b.relay_until(&mut got, 12);
+            send(fd, b"more", MsgFlags::empty()).unwrap();
+            b.relay_until(&mut got, 16);
+            assert_eq!(got, b"before!aftermore");
+        }
     }
 
     /// ... also when we had finished first, so that the kernel considers the connection closed.

@@ -15,7 +15,8 @@
 //! | socket | (AF_INET 2 or AF_INET6 10, SOCK_STREAM\|NONBLOCK\|CLOEXEC 526337, IPPROTO_TCP 6) |
 //! | socket | (AF_INET 2 or AF_INET6 10, SOCK_DGRAM\|NONBLOCK\|CLOEXEC 526338, IPPROTO_UDP 17) |
 //! | setsockopt, all | SO_BINDTODEVICE (1, 25), IPV6_V6ONLY (41, 26), IP_FREEBIND (0, 15), IPV6_FREEBIND (41, 78) |
-//! | setsockopt, TCP | SO_REUSEADDR (1, 2), SO_KEEPALIVE (1, 9), SO_PEEK_OFF (1, 42), TCP_NODELAY (6, 1) |
+//! | setsockopt, TCP | SO_REUSEADDR (1, 2), SO_KEEPALIVE (1, 9), SO_OOBINLINE (1, 10), SO_PEEK_OFF (1, 42) |
+//! | setsockopt, TCP | TCP_NODELAY (6, 1) |
 //! | setsockopt, UDP | SO_SNDBUF (1, 7), SO_RCVBUF (1, 8), UDP_GRO (17, 104) |
 //! | setsockopt, UDP | IP_PKTINFO (0, 8), IP_RECVERR (0, 11), IP_RECVTOS (0, 13) |
 //! | setsockopt, UDP | IPV6_RECVERR (41, 25), IPV6_RECVPKTINFO (41, 49), IPV6_RECVTCLASS (41, 66) |
@@ -86,7 +87,7 @@ impl Listen<'_> {
 }
 
 /// A listening TCP socket, with the longest queue the kernel grants. What it accepts is non-blocking only if
-/// accept4(2) is told so, has TCP_NODELAY, SO_KEEPALIVE and, where the kernel knows it, a peek offset of 0.
+/// accept4(2) is told so, has TCP_NODELAY, SO_KEEPALIVE, SO_OOBINLINE and, where the kernel knows it, a peek offset of 0.
 ///
 /// # Errors
 /// As socket(2), bind(2) and listen(2); EPERM for an interface on kernels before 5.7.
@@ -96,6 +97,7 @@ pub fn tcp(listen: &Listen<'_>) -> io::Result<OwnedFd> {
         // A port whose connections are still dying can be listened on again.
         set_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
         set_int(&fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+        set_int(&fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
         set_int(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
         // Not before Linux 6.9, and there not for both families: set again by whoever relies on it.
         let _ = set_peek_offset(&fd, 0);
@@ -249,6 +251,7 @@ mod tests {
             assert_eq!(peer.ip().to_canonical(), address);
             assert_eq!(option(&server, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
             assert_eq!(option(&server, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+            assert_eq!(option(&server, libc::SOL_SOCKET, libc::SO_OOBINLINE), 1);
             assert_eq!(option(&server, libc::SOL_SOCKET, libc::SO_PEEK_OFF), peek);
             client.write_all(b"x").unwrap();
             server.read_exact(&mut [0]).unwrap();

@@ -46,7 +46,7 @@ const POLL_MIN: Duration = Duration::from_millis(1);
 const POLL_MAX: Duration = Duration::from_millis(10);
 /// How long a socket that refused data may stay silent before it is tried again. No event ever comes if the kernel
 /// refused for want of memory with nothing in the socket's queue.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 impl<S> Conn<S> {
     /// Decide how soon what has arrived is acknowledged. After the batch's data was offered to the socket.
@@ -77,9 +77,6 @@ impl<S> Conn<S> {
             };
             self.ack_at = self.ack_at.min(Moment::after(now, wait));
         }
-        if self.is(Facts::BLOCKED) {
-            self.ack_at = self.ack_at.min(Moment::after(now, RETRY));
-        }
     }
 
     fn window_left(&self) -> u32 {
@@ -97,10 +94,6 @@ impl<S> Conn<S> {
     /// `ack_at` has come.
     pub fn ack_timer<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
         self.ack_at = Moment::NEVER;
-        if self.is(Facts::BLOCKED) {
-            self.on_writable(ctx);
-            self.schedule_ack(ctx);
-        }
         if self.rcv_nxt == self.rcv_acked {
             return;
         }
@@ -143,9 +136,6 @@ impl<S> Conn<S> {
         self.shut_when_drained(ctx);
         if self.update_window(ctx) {
             self.set(Facts::ACK_NOW);
-        }
-        if self.is(Facts::BLOCKED) {
-            self.ack_at = self.ack_at.min(Moment::after(ctx.now, RETRY));
         }
     }
 

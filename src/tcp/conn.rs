@@ -79,8 +79,9 @@ impl Facts {
     pub const DEAD: Self = Self(1 << 22);
     /// In the engine's list for `BACKLOG`.
     pub const QUEUED: Self = Self(1 << 23);
-    /// An event said that the peer's FIN is in the socket, behind whatever data there is.
-    pub const PEER_FIN: Self = Self(1 << 24);
+    /// An event said that the peer's FIN is in the socket, behind whatever data there is, or that there is urgent data,
+    /// at which a read stops short: less than asked for does not mean that there is no more.
+    pub const EAGER: Self = Self(1 << 24);
     /// The guest gets answers: its acknowledgements usually travel with them.
     pub const TALK: Self = Self(1 << 25);
     /// Recovery began with a timeout.
@@ -170,7 +171,7 @@ pub(super) struct Conn<S> {
     pub ack_at: Moment,
     /// Retransmission, tail loss probe or window probe.
     pub rtx_at: Moment,
-    /// When to consume what the guest has acknowledged, try a full tap again, or forget a lingering entry.
+    /// When to consume what the guest has acknowledged, try a full tap or socket again, or forget a lingering entry.
     pub chore_at: Moment,
     /// When the guest was last heard.
     pub heard: Moment,

@@ -85,7 +85,7 @@ impl<S> Conn<S> {
             return self.on_answer(ctx, segment);
         }
         if flags.contains(Flags::RST) {
-            return self.on_rst(ctx, segment);
+            return self.on_rst(ctx, segment, run);
         }
         if flags.contains(Flags::SYN) {
             return self.on_syn(ctx, segment);
@@ -125,11 +125,14 @@ impl<S> Conn<S> {
         &mut self,
         ctx: &mut Ctx<'_, I>,
         segment: &Segment<'_>,
+        run: &mut Run<'_>,
     ) -> Verdict {
         let seq = segment.repr.seq;
         let exact = seq == self.rcv_nxt || seq == self.rcv_acked;
         let syn_again = self.is(Facts::CONNECTING) && seq.add(1) == self.rcv_nxt;
         if exact || syn_again {
+            // What came before it may still reach the peer.
+            self.flush_run(ctx, run);
             self.close_socket(ctx, true);
             return Verdict::Gone;
         }

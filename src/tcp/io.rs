@@ -4,12 +4,12 @@
 //! sockets and the tap, the simulator over models of both. All of them return at once.
 //!
 //! What an implementation promises about sockets:
-//! * registered *edge-triggered* for input, output and peer shutdown from `connect` until `close` or `reset`;
-//!   no registration call per event. The engine relies on these edges and on nothing else: input, whenever new
-//!   data or a FIN arrives; output, when the send buffer has room again after a `send` took less than it was
+//! * registered *edge-triggered* for input, urgent data, output and peer shutdown from `connect` until `close` or
+//!   `reset`; no registration call per event. The engine relies on these edges and on nothing else: input, whenever new
+//!   data, urgent data or a FIN arrives; output, when the send buffer has room again after a `send` took less than it was
 //!   given;
 //! * TCP_NODELAY is on (the guest's kernel has already decided when to send), and so is SO_KEEPALIVE if the
-//!   host is to notice that a silent peer has gone.
+//!   host is to notice that a silent peer has gone, and SO_OOBINLINE: bytes that are left out would be counted wrong.
 //!
 //! Guest bytes waiting in a socket are read by peeking ([`Io::relay`]) and thrown away once the guest has them
 //! ([`Io::consume`]): the socket's receive queue is the retransmission buffer.
@@ -55,6 +55,8 @@ pub struct Readiness {
     pub hup: bool,
     /// EPOLLRDHUP.
     pub rdhup: bool,
+    /// EPOLLPRI: there is urgent data. It is data like any other, but a read ends in front of it.
+    pub urgent: bool,
 }
 
 /// Why the network could not deliver, as an ICMP error towards the guest says it.
@@ -180,8 +182,8 @@ pub trait Io {
     /// Peek up to `max` bytes, beginning `offset` bytes after the first one not consumed, straight behind the
     /// header(s) of as many frames as that takes (each as large as the tap carries), and send these to the guest.
     /// `offset` is where the peek position already is (SO_PEEK_OFF): after the last `relay`, `seek` or `consume`.
-    /// `Relayed { peeked: 0, .. }` is the peer's FIN. Fewer than `max` peeked: there is no more, and an input edge
-    /// follows when there is.
+    /// `Relayed { peeked: 0, .. }` is the peer's FIN. Fewer than `max` peeked: there is no more, unless urgent data is
+    /// next, and an input edge follows when there is. An error met behind what was peeked is told by the next call.
     ///
     /// # Errors
     /// [`SocketError::WouldBlock`]: nothing there; else as the kernel says.

@@ -419,6 +419,9 @@ impl<I: Io> Engine<I> {
                 conn.chore_at = Moment::at(now);
             }
         }
+        if conn.is(Facts::BLOCKED) {
+            conn.chore_at = conn.chore_at.min(Moment::after(now, ack::RETRY));
+        }
         self.wheel.arm(id.0, conn.deadline(now));
         Some(result)
     }
@@ -480,8 +483,8 @@ impl<S> Conn<S> {
         if self.socket.is_none() {
             return true;
         }
-        if ready.rdhup || ready.hup {
-            self.set(Facts::PEER_FIN);
+        if ready.rdhup || ready.hup || ready.urgent {
+            self.set(Facts::EAGER);
         }
         if self.is(Facts::CONNECTING) {
             if ready.readable || ready.rdhup {

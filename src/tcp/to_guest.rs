@@ -122,7 +122,7 @@ impl<S> Conn<S> {
                 return;
             }
             // A FIN that was there along with the data has no edge of its own: it has to be looked for.
-            if sent.peeked < max && !self.is(Facts::PEER_FIN) {
+            if sent.peeked < max && !self.is(Facts::EAGER) {
                 self.clear(Facts::MORE);
                 return;
             }
@@ -415,6 +415,7 @@ impl<S> Conn<S> {
     pub fn chores<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
         self.chore_at = Moment::NEVER;
         self.consume(ctx, true);
+        self.on_writable(ctx);
         if self.any(Facts::MORE.union(Facts::RECOVERY)) {
             self.pump(ctx);
         }

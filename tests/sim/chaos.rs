@@ -470,6 +470,7 @@ impl Chaos {
                     error: bits & 6 == 6,
                     hup: bits & 24 == 24,
                     rdhup: state.ended,
+                    urgent: bits & 96 == 96,
                 };
                 self.engine
                     .on_socket(&mut self.wild, Instant(self.now), id, ready);

@@ -30,6 +30,8 @@ pub struct Script {
     pub peeked: u32,
     pub consumed: u32,
     pub ended: bool,
+    /// A read that begins before this ends here: the place of urgent data.
+    pub mark: u32,
     pub taken: Vec<u8>,
     pub emitted: VecDeque<(Repr, u32)>,
     pub calls: Vec<&'static str>,
@@ -91,7 +93,10 @@ impl Io for Script {
         _: u32,
         max: u32,
     ) -> Result<Relayed, SocketError> {
-        let n = (self.received - self.peeked).min(max);
+        let mut n = (self.received - self.peeked).min(max);
+        if self.peeked < self.mark {
+            n = n.min(self.mark - self.peeked);
+        }
         if n == 0 {
             return if self.ended {
                 Ok(Relayed { peeked: 0, sent: 0 })
@@ -189,6 +194,7 @@ impl Test {
             peeked: 0,
             consumed: 0,
             ended: false,
+            mark: 0,
             taken: Vec::new(),
             emitted: VecDeque::new(),
             calls: Vec::new(),
@@ -577,6 +583,42 @@ fn what_the_socket_does_not_take_is_kept_and_acknowledged() {
     assert_eq!(t.io.taken, b"abcdefghi");
     assert_eq!(t.io.calls.last(), Some(&"shutdown"));
     assert_eq!(t.engine.kept(), 0);
+}
+
+#[test]
+fn a_socket_that_refuses_is_tried_again_even_if_no_event_ever_comes() {
+    let mut t = Test::open();
+    t.io.takes = 0;
+    t.send(Flags::ACK, b"everything");
+    t.pass(5);
+    assert_eq!(t.out().ack, t.seq, "kept, so acknowledged");
+    t.io.takes = usize::MAX;
+    t.pass(1100);
+    assert_eq!(t.io.taken, b"everything");
+    assert_eq!(t.engine.kept(), 0);
+}
+
+#[test]
+fn what_the_guest_sent_before_its_reset_still_reaches_the_peer() {
+    let mut t = Test::open();
+    let data = t.repr();
+    let reset = Repr {
+        seq: data.seq.add(5),
+        flags: Flags::RST,
+        ..data
+    };
+    t.batch(&[(data, b"sorry"), (reset, b"")]);
+    assert_eq!(t.io.taken, b"sorry");
+    assert_eq!(t.io.calls, ["connect", "send", "reset"]);
+    assert!(t.engine.is_empty());
+}
+
+#[test]
+fn what_follows_urgent_data_does_not_wait_for_more() {
+    let mut t = Test::open();
+    (t.io.received, t.io.mark) = (100, 40);
+    t.event(|r| (r.readable, r.urgent) = (true, true));
+    assert_eq!([t.data().1, t.data().1], [40, 60]);
 }
 
 #[test]

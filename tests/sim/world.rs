@@ -439,6 +439,7 @@ impl World {
                     error: false,
                     hup: edges.hup,
                     rdhup: edges.rdhup,
+                    urgent: false,
                 };
                 self.engine.on_socket(&mut self.host, now, id, ready);
             }
