@@ -180,10 +180,8 @@ impl Forwarder {
     /// Takes a reference because nothing may be freed after confinement: giving memory back is a system
     /// call the filter forbids.
     pub fn run(&mut self, confined: &Confined) -> Result<(), ForwarderError> {
-        self.link
-            .ready(confined.achieved().bits())
-            .map_err(ForwarderError::Monitor)?;
-        match self.link.wait_go() {
+        let ready = self.link.ready(confined.achieved().bits());
+        match ready.and_then(|()| self.link.wait_go()) {
             // It has given up before anything began, and it has said why.
             Err(IpcError::Closed) => return Ok(()),
             other => other.map_err(ForwarderError::Monitor)?,

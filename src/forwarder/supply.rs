@@ -46,16 +46,22 @@ impl Worker {
         let (mut from_monitor, mut from_agent) = (true, self.agent.is_some());
         while from_monitor || from_agent {
             let end = self.agent.as_ref().filter(|_| from_agent);
-            let (heard, received) = match end {
+            let (by_agent, received) = match end {
                 Some(agent) if !from_monitor || speaks_first(agent.as_fd(), monitor.as_fd())? => {
-                    (&mut from_agent, agent.receive_supply_blocking(&mut fds))
+                    (true, agent.receive_supply_blocking(&mut fds))
                 }
-                _ => (&mut from_monitor, monitor.receive_supply_blocking(&mut fds)),
+                _ => (false, monitor.receive_supply_blocking(&mut fds)),
             };
             match received {
-                Ok(Supply::Complete) => *heard = false,
+                Ok(Supply::Complete) if by_agent => from_agent = false,
+                Ok(Supply::Complete) => from_monitor = false,
                 Ok(supply) => self.supplied(start, supply, &mut fds),
                 Err(IpcError::Lost(supply)) => self.lost(start, supply),
+                // It has said why, and the monitor ends the start.
+                Err(IpcError::Closed) if by_agent => {
+                    self.agent = None;
+                    from_agent = false;
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -362,6 +368,18 @@ mod tests {
         worker.stock_up(&link).expect("everything");
         both.join().expect("sent");
         assert!(worker.agent.is_some());
+    }
+
+    #[test]
+    fn what_the_end_of_the_ns_agent_means_is_for_the_monitor_to_say() {
+        let (monitor, socket) = ipc::forwarder_pair().unwrap();
+        let (supplier, supplied) = ipc::supply_pair().unwrap();
+        let mut worker = worker();
+        worker.agent = Some(SupplyLink::new(supplied));
+        drop(supplier);
+        monitor.supply(Supply::Complete, &[]).unwrap();
+        worker.stock_up(&ForwarderLink::new(socket)).unwrap();
+        assert!(worker.agent.is_none());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(super) fn receive<M: Parcel>(
     let mut buf = [0; MAX_MESSAGE];
     let received = match scm::recv(socket, &mut buf, fds, wait) {
         Err(e) if !wait && e.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+        // It has gone without having read everything.
+        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Err(IpcError::Closed),
         other => other?,
     };
     let result = judge(buf.get(..received.len), &received, fds);

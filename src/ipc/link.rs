@@ -485,6 +485,14 @@ mod tests {
     }
 
     #[test]
+    fn whoever_goes_without_having_read_everything_has_gone_in_order() {
+        let (monitor, socket) = forwarder_pair().expect("pair");
+        monitor.send(&ToForwarder::Go).expect("send");
+        drop(socket);
+        assert!(matches!(monitor.try_receive(), Err(IpcError::Closed)));
+    }
+
+    #[test]
     fn oversized_and_empty_datagrams_end_the_channel() {
         let (monitor, socket) = forwarder_pair().expect("pair");
         scm::send(socket.as_fd(), &[0; MAX_MESSAGE + 1]).expect("send");
