@@ -404,6 +404,32 @@ fn what_follows_urgent_data_does_not_wait_for_more() {
     assert_eq!(&got, b"beforeafter");
 }
 
+/// ... nor does it get lost: splice(2) stops in front of it, and says so with the same words as at the end.
+#[test]
+fn urgent_data_in_a_bulk_transfer_is_not_its_end() {
+    let mut w = World::new("127.0.0.1:0");
+    let (mut client, mut server) = w.pair();
+    let data = pattern(4_000_000);
+    let limit = Some(Duration::from_secs(4));
+    client.set_write_timeout(limit).unwrap();
+    server.set_read_timeout(limit).unwrap();
+    w.during(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                client.write_all(&data).unwrap();
+                let fd = std::os::fd::AsRawFd::as_raw_fd(&client.as_fd());
+                let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+                nix::sys::socket::send(fd, b"!", urgent).unwrap();
+                client.write_all(b"after").unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).unwrap();
+            assert_eq!(got.len(), data.len() + 5);
+        });
+    });
+}
+
 #[test]
 fn a_source_address_other_than_the_usual_is_kept() {
     let mut w = World::new("127.0.0.1:0");

@@ -218,11 +218,13 @@ impl<P> Lane<P> {
             return Ok(());
         };
         match turn.io.splice_in(source, pipe, LOAD) {
-            Ok(0) => self.ended = true,
+            // The end, or urgent data, which splice(2) does not move: a plain read tells.
+            Ok(0) => self.bulk = 0,
             Ok(n) => {
                 self.held = n;
                 self.brimful = n >= turn.io.pipe_size(pipe);
             }
+            Err(SocketError::WouldBlock) if self.eager => self.bulk = 0,
             Err(SocketError::WouldBlock) => {
                 self.drained();
                 self.bulk = if turn.moved.saturating_sub(begin) < SMALL_TURN {
