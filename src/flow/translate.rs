@@ -234,13 +234,7 @@ pub fn visible_source(cfg: &Config, peer: IpAddr) -> Option<IpAddr> {
     match peer {
         IpAddr::V4(ip) => {
             let v4 = cfg.v4.as_ref()?;
-            let mapped = if ip == Ipv4Addr::LOCALHOST {
-                v4.map_host_loopback
-            } else if ip == v4.addr {
-                v4.map_guest_addr
-            } else {
-                None
-            };
+            let mapped = mapped_v4(v4, ip);
             let foreign = ip.is_loopback() || ip.is_unspecified() || ip == v4.addr;
             mapped
                 .or(if foreign {
@@ -252,13 +246,7 @@ pub fn visible_source(cfg: &Config, peer: IpAddr) -> Option<IpAddr> {
         }
         IpAddr::V6(ip) => {
             let v6 = cfg.v6.as_ref()?;
-            let mapped = if ip == Ipv6Addr::LOCALHOST {
-                v6.map_host_loopback
-            } else if Some(ip) == v6.addr {
-                v6.map_guest_addr
-            } else {
-                None
-            };
+            let mapped = mapped_v6(v6, ip);
             let foreign = ip.is_loopback() || ip.is_unspecified() || Some(ip) == v6.addr;
             mapped
                 .or(if foreign {
@@ -268,6 +256,28 @@ pub fn visible_source(cfg: &Config, peer: IpAddr) -> Option<IpAddr> {
                 })
                 .map(IpAddr::V6)
         }
+    }
+}
+
+/// The address that was given for what comes from the host's loopback, or from the address guest and host share.
+fn mapped_v4(v4: &V4, ip: Ipv4Addr) -> Option<Ipv4Addr> {
+    if ip == Ipv4Addr::LOCALHOST {
+        v4.map_host_loopback
+    } else if ip == v4.addr {
+        v4.map_guest_addr
+    } else {
+        None
+    }
+}
+
+/// The same for IPv6.
+fn mapped_v6(v6: &V6, ip: Ipv6Addr) -> Option<Ipv6Addr> {
+    if ip == Ipv6Addr::LOCALHOST {
+        v6.map_host_loopback
+    } else if Some(ip) == v6.addr {
+        v6.map_guest_addr
+    } else {
+        None
     }
 }
 

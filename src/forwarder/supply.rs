@@ -18,6 +18,7 @@ use super::udp_io;
 use super::worker::Worker;
 use crate::clock::Instant;
 use crate::config::rules::{Protocol, RuleId, Table};
+use crate::flow::id::FlowId;
 use crate::ipc::{
     Descriptors, ForwarderLink, IpcError, Request, RuleNotice, SocketKind, Supply, SupplyLink,
 };
@@ -95,7 +96,7 @@ impl Worker {
             Supply::Listeners { rule, offset, .. } => {
                 for (fd, offset) in fds.drain(..).zip(offset..=u16::MAX) {
                     let place = Place { rule, offset };
-                    if !self.listen(now, place, fd) {
+                    if !self.listen(place, fd) {
                         log::debug!("Couldn't take the listener of port {offset} of a rule");
                         self.missed(now, place);
                     }
@@ -200,14 +201,14 @@ impl Worker {
         }
     }
 
-    fn retarget(&mut self, id: crate::flow::id::FlowId, to: Place) {
+    fn retarget(&mut self, id: FlowId, to: Place) {
         if let Some((notice, forward)) = self.host.ports.forward(to) {
             self.udp.retarget(id, notice.rule, forward);
         }
     }
 
     /// Take a listening socket. `false`: there is no room, or no such rule, and it was closed.
-    fn listen(&mut self, now: Instant, place: Place, fd: OwnedFd) -> bool {
+    fn listen(&mut self, place: Place, fd: OwnedFd) -> bool {
         let Some((notice, forward)) = self.host.ports.forward(place) else {
             return false;
         };
@@ -215,27 +216,26 @@ impl Worker {
         let Some(index) = self.host.ports.next_index() else {
             return false;
         };
+        let token = match notice.protocol {
+            Protocol::Tcp => Token::TcpListener(index),
+            Protocol::Udp => Token::UdpListener(index),
+        };
+        if self.host.watch(&fd, EpollFlags::EPOLLIN, token).is_err() {
+            return false;
+        }
         let socket = match notice.protocol {
             Protocol::Tcp => {
-                let token = Token::TcpListener(index);
-                if self.host.watch(&fd, EpollFlags::EPOLLIN, token).is_err() {
-                    return false;
-                }
                 let peeks_on = stream::has_peek_offset(&fd);
                 Socket::Tcp(TcpListener { fd, peeks_on })
             }
             Protocol::Udp => {
-                let token = Token::UdpListener(index);
-                if self.host.watch(&fd, EpollFlags::EPOLLIN, token).is_err() {
-                    return false;
-                }
                 let listener = udp::Listener {
                     socket: udp_io::Socket::listener(fd),
                     rule: notice.rule,
                     table: notice.table,
                     forward,
                 };
-                let Some(id) = self.udp.listen(now, listener) else {
+                let Some(id) = self.udp.listen(listener) else {
                     return false;
                 };
                 Socket::Udp(id)

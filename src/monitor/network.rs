@@ -100,7 +100,8 @@ impl Network {
             return Ok(());
         };
         if let Err(e) = scanner.scan(&mut self.found) {
-            log::debug!("Couldn't look for listening sockets: {e}");
+            // The kind: putting an errno into words allocates.
+            log::debug!("Couldn't look for listening sockets: {}", e.kind());
             return Ok(());
         }
         self.found.subtract(self.keeper.own_ports());

@@ -56,7 +56,7 @@ impl Bed {
             table,
             forward: to,
         };
-        (self.engine.listen(self.now, listener).unwrap(), socket)
+        (self.engine.listen(listener).unwrap(), socket)
     }
 
     /// A datagram arrives at a listener and is handled.

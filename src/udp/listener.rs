@@ -57,7 +57,7 @@ pub struct Listener<S> {
 impl<S> Engine<S> {
     /// Take a listener over; it is known by the number returned from then on. `None`: there is no room, and it is
     /// closed. Watching it for readability (level-triggered) is the caller's business.
-    pub fn listen(&mut self, _now: Instant, listener: Listener<S>) -> Option<FlowId> {
+    pub fn listen(&mut self, listener: Listener<S>) -> Option<FlowId> {
         self.state.posted = self.state.posted.wrapping_add(1);
         let number = self.state.posted;
         self.state.listeners.insert(number, Post::new(listener))

@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::{mapped_v4, mapped_v6};
 use crate::addr::{Endpoint, Mac};
 use crate::config::Config;
 use crate::flow::id::Key;
@@ -150,13 +151,7 @@ fn inbound_source(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Dro
         IpAddr::V4(ip) => {
             let v4 = cfg.v4.as_ref().ok_or(Drop::Disabled)?;
             let own = ip == v4.addr || seen.v4 == Some(ip);
-            let mapped = if ip == Ipv4Addr::LOCALHOST {
-                v4.map_host_loopback
-            } else if ip == v4.addr {
-                v4.map_guest_addr
-            } else {
-                None
-            };
+            let mapped = mapped_v4(v4, ip);
             if ip.is_loopback() || ip.is_unspecified() || own {
                 let shown = mapped.or(v4.our_addr).or(v4.gateway);
                 shown.map(IpAddr::V4).ok_or(Drop::BadSource)
@@ -167,13 +162,7 @@ fn inbound_source(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Dro
         IpAddr::V6(ip) => {
             let v6 = cfg.v6.as_ref().ok_or(Drop::Disabled)?;
             let own = Some(ip) == v6.addr || seen.v6 == Some(ip) || seen.link_local == Some(ip);
-            let mapped = if ip == Ipv6Addr::LOCALHOST {
-                v6.map_host_loopback
-            } else if Some(ip) == v6.addr {
-                v6.map_guest_addr
-            } else {
-                None
-            };
+            let mapped = mapped_v6(v6, ip);
             if ip.is_loopback() || ip.is_unspecified() || own {
                 Ok(mapped.or(v6.gateway).unwrap_or(v6.our_link_local).into())
             } else {
