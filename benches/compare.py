@@ -340,7 +340,7 @@ def src_arg(src):
 def m_tcp(topo, path, v6=False, streams=1, secs=1.5, during=None, trunc=False, pace=0, sndbuf=0):
     sp, la, cp, ca, src, port = ends(topo, path, v6)
     if path == "tap-down":
-        return m_tcp_down(topo, v6, streams, secs, pace, sndbuf)
+        return m_tcp_down(topo, v6, streams, secs, pace, sndbuf, during)
     srv = topo.spawn(sp, "tcp-recv", "-l", la, "-p", port, "-n", streams, "-t", secs, "-w", 0.4,
                      *(["-m", "trunc"] if trunc else []))
     try:
@@ -360,7 +360,7 @@ def m_tcp(topo, path, v6=False, streams=1, secs=1.5, during=None, trunc=False, p
     return r
 
 
-def m_tcp_down(topo, v6, streams, secs, pace, sndbuf):
+def m_tcp_down(topo, v6, streams, secs, pace, sndbuf, during=None):
     """A download that the guest starts: it connects to the peer, which sends."""
     peer = PEER6 if v6 else PEER4
     snd = topo.spawn("peer", "tcp-serve", "-l", peer, "-p", P_PEER, "-n", streams, "-t", secs + 5,
@@ -371,7 +371,7 @@ def m_tcp_down(topo, v6, streams, secs, pace, sndbuf):
         rcv.expect("ready")
         rcv.expect("start", 12)
         m = Meter(topo)
-        r = rcv.json(secs + 10)
+        r = rcv.json(secs + 10) if not during else during(lambda: rcv.json(secs + 10))
         r.update(m.end())
         rcv.kill()
     finally:
@@ -512,18 +512,6 @@ def m_attach(tool):
         return dict(ms=(t1 - t0) * 1e3)
     finally:
         topo.close()
-
-
-def m_passt_guest(*_):
-    """Stub: passt mode with a KVM guest.
-
-    Interface to be filled in: a guest harness that boots with
-    `-netdev stream/vhost-user` on a given UNIX socket, and runs `blg`
-    commands inside on request (over virtio-serial or vsock), i.e. an object
-    with the `spawn("guest", ...)`, `cpu()`, `memory()` methods of Topo.  All
-    m_* functions above then work unchanged with path tap-out / tap-in.
-    """
-    raise NotImplementedError
 
 
 # -------------------------------------------------------------------- plan
