@@ -19,6 +19,7 @@
 
 pub mod batch;
 pub mod frame;
+pub mod segment;
 pub mod tun;
 
 use std::io;
