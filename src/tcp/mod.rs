@@ -40,6 +40,7 @@ mod handshake;
 pub mod io;
 mod keep;
 mod moment;
+pub mod payload;
 mod recovery;
 pub mod splice;
 mod timer;

@@ -1,7 +1,6 @@
 //! One test per situation that user-mode TCP has been known to get wrong, segment by segment.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
@@ -9,11 +8,15 @@ use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
 use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
+use passt::sys::piece::Piece;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
+use passt::tcp::payload::Payload;
 use passt::tcp::{Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Flags, Options, Repr, SackBlocks, Seq};
+
+use crate::{bytes_of, divide};
 
 pub const ISN: u32 = 1_000_000;
 
@@ -64,16 +67,12 @@ impl Io for Script {
         }
     }
 
-    fn send(&mut self, _: &u8, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, _: &u8, data: &[Piece<'_>]) -> Result<usize, SocketError> {
         if let Some(error) = self.error {
             return Err(error);
         }
         self.calls.push("send");
-        let bytes: Vec<u8> = data
-            .iter()
-            .flat_map(|s| s.to_vec())
-            .take(self.takes)
-            .collect();
+        let bytes: Vec<u8> = data.iter().flat_map(bytes_of).take(self.takes).collect();
         self.taken.extend(&bytes);
         if bytes.is_empty() {
             Err(SocketError::WouldBlock)
@@ -276,13 +275,18 @@ impl Test {
 
     /// Segments that come in one read.
     pub fn batch(&mut self, segments: &[(Repr, &[u8])]) {
+        let pieces: Vec<_> = segments
+            .iter()
+            .map(|(_, payload)| divide(payload))
+            .collect();
         let segments: Vec<_> = segments
             .iter()
-            .map(|&(repr, payload)| Segment {
+            .zip(&pieces)
+            .map(|(&(repr, payload), (first, rest))| Segment {
                 src: Endpoint::new([10, 0, 0, 2].into(), repr.src_port),
                 dst: Endpoint::new([192, 0, 2, 1].into(), repr.dst_port),
                 repr,
-                payload,
+                payload: Payload::new(*first, rest, payload.len()),
                 l3: &[],
                 hop_limit: 64,
                 tos: 0,
