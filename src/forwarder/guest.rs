@@ -121,6 +121,9 @@ impl Worker {
     ) -> Result<After, ForwarderError> {
         if what.contains(EpollFlags::EPOLLOUT) {
             self.host.link.tap.on_writable();
+            if !self.host.link.tap.blocked() {
+                self.tcp.on_room(&mut self.host, now);
+            }
         }
         if !what.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
             return Ok(After::Next);
@@ -135,8 +138,8 @@ impl Worker {
 
     /// The guest has put something into a ring.
     pub(super) fn on_kick(&mut self, now: Instant, ring: u16) -> Result<After, ForwarderError> {
-        // Room for frames to the guest is found when there is one; what was refused is tried again by its own timer.
         if ring % 2 == 0 {
+            self.tcp.on_room(&mut self.host, now);
             return Ok(After::Next);
         }
         let done = self.on_tap(now);

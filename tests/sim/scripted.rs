@@ -35,6 +35,8 @@ pub struct Script {
     pub ended: bool,
     /// A read that begins before this ends here: the place of urgent data.
     pub mark: u32,
+    /// Bytes the link has room for.
+    pub room: u32,
     pub taken: Vec<u8>,
     pub emitted: VecDeque<(Repr, u32)>,
     pub calls: Vec<&'static str>,
@@ -105,8 +107,12 @@ impl Io for Script {
         }
         self.peeked += n;
         self.mss = frame.mss;
-        self.emitted.push_back((frame.repr, n));
-        Ok(Relayed { peeked: n, sent: n })
+        let sent = n.min(self.room);
+        self.room -= sent;
+        if sent > 0 {
+            self.emitted.push_back((frame.repr, sent));
+        }
+        Ok(Relayed { peeked: n, sent })
     }
 
     fn seek(&mut self, _: &u8, offset: u32) {
@@ -194,6 +200,7 @@ impl Test {
             consumed: 0,
             ended: false,
             mark: 0,
+            room: u32::MAX,
             taken: Vec::new(),
             emitted: VecDeque::new(),
             calls: Vec::new(),
@@ -802,6 +809,28 @@ fn a_lone_fin_is_repeated_by_timer_and_not_by_duplicates() {
     t.pass(300);
     let again = t.out();
     assert_eq!((again.flags, again.seq), (fin.flags, fin.seq));
+}
+
+#[test]
+fn a_link_that_refuses_is_used_again_once_it_has_room_and_by_then_is_tried_anyway() {
+    let mut t = Test::open();
+    t.io.room = 3000;
+    t.arrives(10_000);
+    assert_eq!(t.data().1, 3000);
+    t.nothing();
+    t.io.room = 2000;
+    t.engine.on_room(&mut t.io, Instant(t.now));
+    t.engine.on_timer(&mut t.io, Instant(t.now));
+    let (frame, n) = t.data();
+    assert_eq!((frame.seq, n), (t.ack.add(3000), 2000));
+    t.io.room = u32::MAX;
+    t.pass(2);
+    let (frame, n) = t.data();
+    assert_eq!((frame.seq, n), (t.ack.add(5000), 5000));
+    // Told again, nobody is waiting any more.
+    t.engine.on_room(&mut t.io, Instant(t.now));
+    t.engine.on_timer(&mut t.io, Instant(t.now));
+    t.nothing();
 }
 
 #[test]
