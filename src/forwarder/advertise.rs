@@ -6,8 +6,7 @@
 use super::host::Host;
 use crate::clock::Instant;
 use crate::config::Config;
-use crate::services::ndp::{self, ALL_NODES};
-use crate::wire::virtio_net;
+use crate::services::ndp;
 
 /// When the next advertisement is due.
 #[derive(Debug)]
@@ -41,9 +40,7 @@ impl Advertiser {
 
     /// Send one to all nodes.
     pub(super) fn advertise(&mut self, host: &mut Host, now: Instant) {
-        if let Some(len) = ndp::router_advertisement(&host.config, ALL_NODES, host.frame.space()) {
-            host.transmit(len, virtio_net::Header::PLAIN);
-        }
+        host.advertise_router();
         self.begin(now);
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::link::Link;
+use super::neighbours::Neighbours;
 use super::pool::Pool;
 use super::ports::{Past, Ports};
 use super::token::Token;
@@ -20,7 +21,8 @@ use crate::config::rules::RuleId;
 use crate::flow::traffic::Traffic;
 use crate::flow::translate::Seen;
 use crate::icmp::report::Report;
-use crate::services::{self, Answer};
+use crate::ipc;
+use crate::services::{self, Answer, ndp};
 use crate::stats::Drop;
 use crate::tap::frame::FrameBuf;
 use crate::wire::dissect::Packet;
@@ -51,6 +53,8 @@ pub struct Host {
     pub(super) epoll: Epoll,
     /// Where frames to the guest go: broadcast until the guest has spoken.
     pub(super) guest_mac: Mac,
+    /// Who else is on the guest's link.
+    pub(super) neighbours: Neighbours,
     pub(super) frame: FrameBuf,
     /// Which TCP sockets have SO_PEEK_OFF.
     pub(super) peek_offsets: super::tcp_io::PeekOffsets,
@@ -92,7 +96,9 @@ impl Host {
 
     /// Let the built-in services answer.
     pub(super) fn serve(&mut self, packet: &Packet<'_>) -> Result<bool, Drop> {
-        match services::answer(&self.config, packet, self.frame.space()) {
+        let (neighbours, guest, ours) = (&self.neighbours, self.guest_mac, self.config.our_mac);
+        let stations = |ip: IpAddr| neighbours.station(ip, guest).unwrap_or(ours);
+        match services::answer(&self.config, &stations, packet, self.frame.space()) {
             Answer::Frame(len) => {
                 self.transmit(len, virtio_net::Header::PLAIN);
                 Ok(true)
@@ -102,9 +108,44 @@ impl Host {
         }
     }
 
+    /// Tell all nodes that we are their router.
+    pub(super) fn advertise_router(&mut self) {
+        let (neighbours, guest, ours) = (&self.neighbours, self.guest_mac, self.config.our_mac);
+        let stations = |ip: IpAddr| neighbours.station(ip, guest).unwrap_or(ours);
+        let (to, out) = (ndp::ALL_NODES, self.frame.space());
+        if let Some(len) = ndp::router_advertisement(&self.config, &stations, to, out) {
+            self.transmit(len, virtio_net::Header::PLAIN);
+        }
+    }
+
     /// Headers of frames from `src` to the guest's end `dst`.
     pub(super) fn template(&self, src: Endpoint, dst: Endpoint) -> Template {
-        Template::new(self.guest_mac, self.config.our_mac, src, dst)
+        Template::new(self.guest_mac, self.sender(src.ip), src, dst)
+    }
+
+    /// The link-layer address that frames from `address` come from, as the guest sees it.
+    fn sender(&self, address: IpAddr) -> Mac {
+        let neighbour = (self.neighbours).sender(&self.config, address, self.guest_mac);
+        neighbour.unwrap_or(self.config.our_mac)
+    }
+
+    /// The monitor has told of one of the host's neighbours.
+    pub(super) fn hear_of_neighbour(&mut self, n: &ipc::Neighbour) {
+        let Some(mac) = self.neighbours.learn(&self.config, n) else {
+            return;
+        };
+        // Who has not spoken yet remembers no address, and its own station moves nobody.
+        if self.guest_mac == Mac::BROADCAST || self.guest_mac == mac {
+            return;
+        }
+        let out = self.frame.space();
+        let written = match n.address {
+            IpAddr::V4(ip) => services::arp::announce(mac, ip, out),
+            IpAddr::V6(ip) => ndp::announce(&self.config, mac, ip, out),
+        };
+        if let Some(len) = written {
+            self.transmit(len, virtio_net::Header::PLAIN);
+        }
     }
 
     /// Register a flow's socket.
@@ -115,6 +156,7 @@ impl Host {
     /// Tell the guest that its packet `offending` (from the IP header on) met an error, reported by `from`.
     pub(super) fn send_icmp_error(&mut self, from: IpAddr, error: IcmpError, offending: &[u8]) {
         let IcmpError { kind, code, info } = error;
+        let src = self.sender(from);
         let space = self.frame.space();
         let Some((link, network)) = space.split_at_mut_checked(ethernet::HEADER_LEN) else {
             return;
@@ -135,7 +177,7 @@ impl Host {
         let Some(len) = written else { return };
         let header = ethernet::Header {
             dst: self.guest_mac,
-            src: self.config.our_mac,
+            src,
             ethertype,
         };
         // The space was split off at the length of this header.

@@ -13,7 +13,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
-use super::guest::After;
 use super::patience;
 use super::token::Token;
 use super::worker::Worker;
@@ -65,7 +64,6 @@ impl Forwarder {
                 Err(e) => return Err(ForwarderError::Wait(e.into())),
             };
             let now = self.clock.now();
-            let mut after = self.worker.look_again(now)?;
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
                     Some(Token::Monitor) => match self.monitor_spoke(now)? {
@@ -76,13 +74,9 @@ impl Forwarder {
                         Ok(()) => {}
                         Err(e) => return Err(ForwarderError::Agent(e)),
                     },
-                    Some(Token::Tap) => after = self.worker.on_link(now, event.events())?,
-                    Some(Token::Kick(ring)) => after = self.worker.on_kick(now, ring)?,
+                    Some(Token::Tap) => self.worker.on_tap(now).map_err(ForwarderError::Tap)?,
                     Some(token) => self.worker.on_socket(now, token, event.events()),
                     None => {}
-                }
-                if after == After::End {
-                    return Ok(());
                 }
             }
             self.worker.end_round(now);
@@ -128,6 +122,7 @@ impl Forwarder {
                 Ok(Some(ToForwarder::Supply(supply))) => {
                     self.worker.supplied(now, supply, &mut fds);
                 }
+                Ok(Some(ToForwarder::Neighbour(n))) => self.worker.host.hear_of_neighbour(&n),
                 Ok(Some(ToForwarder::Report)) => {
                     if let Some(to) = fds.pop() {
                         self.worker.begin_report(now, to);
@@ -197,8 +192,7 @@ impl Worker {
                 }
             }
             Token::Report => self.on_report(now),
-            Token::Caller => self.on_caller(now),
-            Token::Tap | Token::Kick(_) | Token::Monitor | Token::Agent => {}
+            Token::Tap | Token::Monitor | Token::Agent => {}
         }
     }
 }

@@ -6,6 +6,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::host::Host;
 use super::link::Link;
+use super::neighbours::Neighbours;
 use super::pool::Pool;
 use super::ports::{Past, Ports};
 use super::splice_io::Pipes;
@@ -40,6 +41,7 @@ pub(super) fn host() -> (Host, OwnedFd) {
         },
         epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
         guest_mac: Mac::BROADCAST,
+        neighbours: Neighbours::new(),
         frame: FrameBuf::new(),
         peek_offsets: PeekOffsets::probe(),
         scratch: vec![0; 1000].into_boxed_slice(),

@@ -5,6 +5,7 @@
 //! answered frame by frame. Fragments are collected until their datagram is whole and then treated like any
 //! other datagram. What cannot be carried is counted with its reason and forgotten.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use arrayvec::ArrayVec;
@@ -13,10 +14,10 @@ use nix::sys::epoll::Epoll;
 use super::accept;
 use super::advertise::Advertiser;
 use super::conntrack;
-use super::guest::Guest;
 use super::host::Host;
 use super::icmp_io::PingSocket;
 use super::link::Link;
+use super::neighbours::Neighbours;
 use super::pool::Pool;
 use super::ports::{self, Past, Ports};
 use super::report::Report;
@@ -36,12 +37,10 @@ use crate::ipc::SupplyLink;
 use crate::log::RateLimit;
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop, Reporter};
-use crate::sys::piece::Piece;
 use crate::tap::batch::{Inbound, MAX_FRAMES};
 use crate::tap::frame::FrameBuf;
-use crate::tap::{self, Gone, Tap};
+use crate::tap::{self, Tap};
 use crate::tcp;
-use crate::tcp::payload::Payload;
 use crate::tcp::splice;
 use crate::udp;
 use crate::wire::dissect::{self, Body, IpPacket, Packet, Upper};
@@ -81,14 +80,10 @@ pub struct Worker {
     /// When to ask for listeners that could not be taken.
     pub(super) ask_at: Option<Instant>,
     pub(super) report: Report,
-    /// The link may have more frames, and no event will say so.
-    pub(super) more: bool,
     /// The report goes on in the next round.
     pub(super) reporting: bool,
     /// How many more visits to a listener will find one connection.
     pub(super) singles: u8,
-    /// Who is at the other end of a socket.
-    pub(super) guest: Guest,
     /// See `accept`.
     pub(super) spare: Option<OwnedFd>,
 }
@@ -129,6 +124,7 @@ impl Worker {
         let icmp = icmp::Engine::new(config.clone(), limits.icmp, seed);
         let host = Host {
             guest_mac: config.guest_mac.unwrap_or(Mac::BROADCAST),
+            neighbours: Neighbours::new(),
             config,
             link: Link {
                 tap,
@@ -162,10 +158,8 @@ impl Worker {
             owes: Owes::default(),
             ask_at: None,
             report: Report::new(ports::RULES),
-            more: false,
             reporting: false,
             singles: 0,
-            guest: Guest::new(None, false),
             spare: accept::spare(),
         }
     }
@@ -175,13 +169,12 @@ impl Worker {
         self.advertiser.begin(now);
     }
 
-    /// The link has frames.
-    pub(super) fn on_tap(&mut self, now: Instant) -> Result<(), Gone> {
-        self.more = self.host.link.receive(&mut self.batch)?.more;
+    /// The tap has frames.
+    pub(super) fn on_tap(&mut self, now: Instant) -> io::Result<()> {
+        self.host.link.receive(&mut self.batch)?;
         let mut sorted = Sorted::default();
-        for frame in self.batch.frames() {
-            let missing = frame.len().saturating_sub(frame.bytes.len());
-            let result = dissect::dissect_head(frame.bytes, missing).and_then(|packet| {
+        for (frame, meta) in self.batch.iter() {
+            let result = dissect::dissect(frame).and_then(|packet| {
                 log::trace!("From the guest: {}", Summary(&packet));
                 self.host.learn(packet.eth.src);
                 match packet.body {
@@ -199,7 +192,7 @@ impl Worker {
                         Ok(())
                     }
                     Body::Ip(ip) => {
-                        if !frame.meta.checksum_settled && !ip.verify_upper_checksum() {
+                        if !meta.checksum_settled && !ip.verify_upper_checksum() {
                             return Err(Drop::Checksum);
                         }
                         self.host.seen.learn(ip.src);
@@ -207,8 +200,7 @@ impl Worker {
                         let whole = Whole {
                             ip,
                             data,
-                            rest: frame.rest,
-                            gso_size: frame.meta.gso_size,
+                            gso_size: meta.gso_size,
                         };
                         sorted.add(&mut self.host, &mut self.icmp, now, &packet, whole)
                     }
@@ -219,8 +211,6 @@ impl Worker {
             }
         }
         sorted.deliver(&mut self.host, &mut self.tcp, &mut self.udp, now);
-        drop(sorted);
-        self.host.link.tap.release(&mut self.batch);
         Ok(())
     }
 
@@ -246,7 +236,6 @@ impl Worker {
             self.advertiser.advertise(&mut self.host, now);
         }
         self.tcp.flush(&mut self.host, now);
-        self.flush_link();
         self.tell_refusals(now);
         if self.reporter.due(now, &self.host.link.counters) {
             log::info!("{}", self.host.link.counters);
@@ -268,7 +257,7 @@ impl Worker {
 
     /// When something has to be done even if nothing happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        if self.reporting || self.more {
+        if self.reporting {
             return Some(Instant::default());
         }
         [
@@ -293,8 +282,6 @@ struct Whole<'a> {
     ip: IpPacket<'a>,
     /// What the IP header is followed by.
     data: &'a [u8],
-    /// What follows that, in memory of the guest.
-    rest: &'a [Piece<'a>],
     /// Segment size of a super-frame.
     gso_size: Option<u16>,
 }
@@ -329,7 +316,6 @@ fn collect<'a>(
             Ok(Some(Whole {
                 ip,
                 data,
-                rest: &[],
                 gso_size: None,
             }))
         }
@@ -355,12 +341,7 @@ impl<'a> Sorted<'a> {
         whole: Whole<'a>,
     ) -> Result<(), Drop> {
         let on = host.config.services;
-        let Whole {
-            ip,
-            data,
-            rest,
-            gso_size,
-        } = whole;
+        let Whole { ip, data, gso_size } = whole;
         if let Some(segment) = quote::undelivered(&ip.upper).filter(|_| on.tcp) {
             return (self.undelivered.try_push(segment)).map_err(|_| Drop::QueueFull);
         }
@@ -370,19 +351,13 @@ impl<'a> Sorted<'a> {
                     src: Endpoint::new(ip.src, repr.src_port),
                     dst: Endpoint::new(ip.dst, repr.dst_port),
                     repr,
-                    payload: Payload::new(
-                        Piece::new(payload),
-                        rest,
-                        payload.len().saturating_add(ip.missing),
-                    ),
+                    payload,
                     l3: ip.l3,
                     hop_limit: ip.hop_limit,
                     tos: ip.tos,
                 };
                 self.tcp.try_push(segment).map_err(|_| Drop::QueueFull)
             }
-            // Only TCP comes in pieces.
-            _ if ip.missing > 0 => Err(Drop::Unsupported),
             Upper::Udp { repr, .. }
                 if SERVICE_PORTS.contains(&repr.dst_port) && host.serve(packet)? =>
             {

@@ -77,8 +77,8 @@ mod tests {
     use super::*;
     use crate::config::rules::{Protocol, Rule, RuleId, Table};
     use crate::ipc::message::{
-        FromAgent, FromForwarder, NamedRule, PortBlock, Request, RuleNotice, SocketKind, Supply,
-        TapReport, ToAgent, ToForwarder,
+        FromAgent, FromForwarder, NamedRule, Neighbour, PortBlock, Request, RuleNotice, SocketKind,
+        Supply, TapReport, ToAgent, ToForwarder,
     };
 
     fn round_trip<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &M) {
@@ -123,6 +123,13 @@ mod tests {
             last: 2,
             to_first: 3,
         })));
+        for mac in [None, Some([2, 0, 0, 0, 0, 1])] {
+            round_trip(&ToForwarder::Neighbour(Neighbour {
+                address: "fe80::1".parse().expect("address"),
+                mac,
+                news: mac.is_some(),
+            }));
+        }
         round_trip(&ToAgent::Ports(PortBlock {
             protocol: Protocol::Tcp,
             block: 255,

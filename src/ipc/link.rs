@@ -138,7 +138,9 @@ impl ForwarderLink {
     pub fn wait_go(&self) -> Result<(), IpcError> {
         match self.0.receive_plain()? {
             ToForwarder::Go => Ok(()),
-            ToForwarder::Supply(_) | ToForwarder::Report => Err(IpcError::Malformed),
+            ToForwarder::Supply(_) | ToForwarder::Neighbour(_) | ToForwarder::Report => {
+                Err(IpcError::Malformed)
+            }
         }
     }
 
@@ -150,7 +152,9 @@ impl ForwarderLink {
     pub fn receive_supply_blocking(&self, fds: &mut Descriptors) -> Result<Supply, IpcError> {
         match self.0.receive(fds)? {
             ToForwarder::Supply(supply) => Ok(supply),
-            ToForwarder::Go | ToForwarder::Report => Err(IpcError::Malformed),
+            ToForwarder::Go | ToForwarder::Neighbour(_) | ToForwarder::Report => {
+                Err(IpcError::Malformed)
+            }
         }
     }
 

@@ -122,6 +122,20 @@ pub enum Request {
     Settled,
 }
 
+/// Neighbours told at any time. The kernel keeps as many per family, unless told otherwise (`gc_thresh3`, arp(7)).
+pub const MAX_NEIGHBOURS: usize = 1024;
+
+/// A station on the network of the host's interface that the guest's network is modelled on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its link-layer address; `None`: it is not known any more.
+    pub mac: Option<[u8; 6]>,
+    /// It has just turned up there, or moved: the guest should hear of it.
+    pub news: bool,
+}
+
 /// Monitor to forwarder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ToForwarder {
@@ -129,6 +143,8 @@ pub enum ToForwarder {
     Go,
     /// Listeners of the host's network, and what they are for.
     Supply(Supply),
+    /// Where an address of the host's network is, or no longer is.
+    Neighbour(Neighbour),
     /// Write a report to the stream socket that comes with this. There is none beside it if the forwarder was out
     /// of descriptors: whoever asked has seen the end of the stream then.
     Report,
@@ -329,7 +345,7 @@ impl Parcel for Supply {
 impl Parcel for ToForwarder {
     fn descriptors(&self) -> Option<usize> {
         match self {
-            Self::Go => Some(0),
+            Self::Go | Self::Neighbour(_) => Some(0),
             Self::Supply(supply) => supply.descriptors(),
             Self::Report => Some(1),
         }
@@ -337,7 +353,7 @@ impl Parcel for ToForwarder {
 
     fn lost(self) -> Option<Lost<Self>> {
         match self {
-            Self::Go => None,
+            Self::Go | Self::Neighbour(_) => None,
             Self::Supply(supply) => Some(Lost::Supply(supply)),
             Self::Report => Some(Lost::Still(self)),
         }

@@ -36,8 +36,8 @@ pub use link::{
     forwarder_pair, supply_pair,
 };
 pub use message::{
-    FromAgent, FromForwarder, MAX_DESCRIPTORS, NamedRule, Parcel, PortBlock, Request, RuleNotice,
-    SocketKind, Supply, TapReport, ToAgent, ToForwarder,
+    FromAgent, FromForwarder, MAX_DESCRIPTORS, MAX_NEIGHBOURS, NamedRule, Neighbour, Parcel,
+    PortBlock, Request, RuleNotice, SocketKind, Supply, TapReport, ToAgent, ToForwarder,
 };
 
 /// Descriptors that came with a message; dropping them closes them.

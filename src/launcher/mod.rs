@@ -27,6 +27,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
+use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::addr::Mac;
@@ -34,7 +35,9 @@ use crate::cli::{Options, Target};
 use crate::config::{Environment, Resolved, Verbosity, summary};
 use crate::ipc::{FromAgent, IpcError, TapReport};
 use crate::log::{Sinks, Syslog};
-use crate::monitor::{self, Control, Facts, Forwarding, Monitor, Signals, Style, Waiting, Watch};
+use crate::monitor::{
+    self, Control, Facts, Forwarding, Links, Monitor, Neighbours, Signals, Style, Waiting, Watch,
+};
 use crate::sandbox::{self, Needs, Role};
 use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
@@ -176,6 +179,7 @@ fn start(
         nofile,
         needs,
     };
+    let neighbours = follow_neighbours(&resolved);
     let mut forwarder = translator::start(translator_plan(resolved, inputs))?;
     let forwarding = bound.hand_over(&mut forwarder)?;
     // The monitor is long-lived and holds nothing it does not need.
@@ -189,6 +193,7 @@ fn start(
             leash,
             watch: target.watch,
             forwarding,
+            neighbours,
             waiting,
             control,
             low_ports,
@@ -299,6 +304,18 @@ fn raise_descriptor_limit() -> Result<u64, LaunchError> {
     Ok(hard.min(MAX_DESCRIPTORS))
 }
 
+/// The host's neighbours on the networks the guest's is modelled on, unless it sees none of that.
+fn follow_neighbours(resolved: &Resolved) -> Option<Neighbours> {
+    if resolved.config.splice.only {
+        return None;
+    }
+    let index = |name: &Option<String>| if_nametoindex(name.as_deref()?).ok();
+    Neighbours::open(Links {
+        v4: index(&resolved.template4),
+        v6: index(&resolved.template6),
+    })
+}
+
 /// What the forwarder is given besides the configuration.
 struct TranslatorInputs {
     tap: Option<(TapReport, OwnedFd)>,
@@ -341,6 +358,7 @@ struct Parts {
     leash: Option<File>,
     watch: Watch,
     forwarding: Forwarding,
+    neighbours: Option<Neighbours>,
     waiting: Waiting,
     control: Option<OwnedFd>,
     low_ports: bool,
@@ -368,6 +386,7 @@ fn become_monitor(parts: Parts, style: Style) -> Result<std::convert::Infallible
         leash: parts.leash,
         watch: parts.watch,
         forwarding: parts.forwarding,
+        neighbours: parts.neighbours,
         waiting: Some(parts.waiting),
         control: parts
             .control

@@ -26,6 +26,7 @@ mod control;
 mod forwarding;
 mod helper;
 mod instance;
+mod neighbours;
 mod network;
 mod ns_agent;
 mod pool;
@@ -56,6 +57,7 @@ use helper::Heard;
 pub use helper::Helper;
 pub use instance::Facts;
 use instance::View;
+pub use neighbours::{Links, Neighbours};
 pub use network::Network;
 pub use ns_agent::NsAgent;
 pub use signals::{Signals, Style};
@@ -94,6 +96,8 @@ pub struct Monitor {
     pub forwarding: Forwarding,
     /// Until ready.
     pub waiting: Option<Waiting>,
+    /// The host's neighbours.
+    pub neighbours: Option<Neighbours>,
     /// `-c`.
     pub control: Option<Control>,
     /// How signals and the terminal are treated.
@@ -118,7 +122,7 @@ const GRACE: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 16;
 
 /// Sources of events, in the order of the poll table.
-const SOURCES: usize = 10;
+const SOURCES: usize = 11;
 
 impl Monitor {
     /// Watch until the end, then end this process with the whole program's status. The proof shows that
@@ -173,6 +177,9 @@ impl Monitor {
             log::info!("The namespace is gone, exiting");
             return Err(0);
         }
+        if is(10) {
+            self.hear_of_neighbours()?;
+        }
         let now = Instant::now();
         self.with_forwarding(|forwarding, peers| forwarding.tick(now, peers))?;
         if let Some(outcome) = self.forwarding.overdue(now) {
@@ -224,7 +231,11 @@ impl Monitor {
             Some(control) if self.waiting.is_none() => control.awaited(),
             _ => None,
         };
-        let [a, b, c, d, e, f, g, h, i] = [
+        let neighbours = match &self.neighbours {
+            Some(neighbours) if self.waiting.is_none() => neighbours.awaited(),
+            _ => None,
+        };
+        let [a, b, c, d, e, f, g, h, i, k] = [
             Some(self.signals.as_fd()),
             self.watch.as_fd(),
             self.command.as_ref().map(|c| c.pidfd.as_fd()),
@@ -234,9 +245,10 @@ impl Monitor {
             self.forwarder.log(),
             self.agent.log(),
             self.agent.link.as_ref().map(MonitorEnd::as_fd),
+            neighbours,
         ]
         .map(|fd| Some((fd?, PollFlags::POLLIN)));
-        [a, b, c, d, e, f, g, h, i, control]
+        [a, b, c, d, e, f, g, h, i, control, k]
     }
 
     fn wait(&self) -> Result<[bool; SOURCES], u8> {
@@ -346,6 +358,19 @@ impl Monitor {
         Ok(())
     }
 
+    /// The host's neighbours have moved, or it is time to ask for them.
+    fn hear_of_neighbours(&mut self) -> Result<(), u8> {
+        let (forwarder, mut there) = (&self.forwarder, true);
+        if let Some(neighbours) = &mut self.neighbours {
+            neighbours.step(&mut |n| there &= forwarder.send(&ToForwarder::Neighbour(n)));
+        }
+        if there {
+            Ok(())
+        } else {
+            Err(self.forwarder.ended())
+        }
+    }
+
     /// The forwarder has let go of what a change has removed; the change is complete with the last of it.
     fn settled(&mut self, outcome: Option<Outcome>) {
         if let Some(outcome) = outcome {
@@ -371,6 +396,7 @@ impl Monitor {
             return Err(self.forwarder.ended());
         }
         self.with_forwarding(Forwarding::go)?;
+        self.hear_of_neighbours()?;
         if let Some(leash) = &mut self.leash {
             // If it is gone already, its pidfd says so.
             let _ = leash.write_all(&[1]);

@@ -1,4 +1,4 @@
-//! Conversation with the kernel's routing socket (rtnetlink(7)), synchronous, at start-up only.
+//! Conversation with the kernel's routing socket (rtnetlink(7)), synchronous, at start-up; and two that go on after it.
 //!
 //! Two shapes of conversation exist, and [`socket::Socket`] offers one method for each. A *dump* asks for
 //! everything of a kind; it may take many datagrams, and the kernel flags it as interrupted when what it
@@ -9,11 +9,12 @@
 //!
 //! What we read is reduced to the plain data of [`crate::config::host`] at once; what we do not understand
 //! (a new attribute, a new kind of next hop) is left out, never an error: a machine with an exotic route is
-//! still a machine. Nothing of this module is used after confinement.
+//! still a machine. Only [`diag`] and [`neighbours`] are used after confinement, and written for that.
 
 pub mod diag;
 mod host;
 mod message;
+pub mod neighbours;
 mod nexthop;
 mod socket;
 

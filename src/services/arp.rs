@@ -1,13 +1,17 @@
-//! ARP: every address but the guest's own is at our link-layer address.
+//! ARP: every address but the guest's own is at our link-layer address, or at that of the neighbour the host has there.
 //!
 //! The guest believes it is on its host's network, and whoever it asks for there is reached through us. So
 //! we answer for everybody; probes (RFC 5227: sender address unspecified) as well, because an address
 //! somebody else may hold is taken. Only three things are not answered: questions for an address the guest
 //! has itself (its own conflict detection would find a conflict with us), announcements, which are not
 //! questions, and addresses nobody can have.
+//!
+//! Two frames go out without being asked for: a request for the guest, which has just been plugged in and may have
+//! nothing to say, and the announcement of a neighbour, as the neighbour itself would make it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use super::Stations;
 use super::frame::{self, Link};
 use crate::addr::Mac;
 use crate::config::Config;
@@ -16,7 +20,7 @@ use crate::wire::ethernet;
 
 /// The answer to a request, if it gets one.
 #[must_use]
-pub fn reply(cfg: &Config, request: &Repr) -> Option<Repr> {
+pub fn reply(cfg: &Config, stations: Stations<'_>, request: &Repr) -> Option<Repr> {
     let v4 = cfg.v4.as_ref()?;
     let wanted = request.target_ip;
     let impossible = wanted.is_unspecified() || wanted.is_multicast() || wanted.is_broadcast();
@@ -26,7 +30,7 @@ pub fn reply(cfg: &Config, request: &Repr) -> Option<Repr> {
     }
     Some(Repr {
         operation: Operation::Reply,
-        sender_mac: cfg.our_mac,
+        sender_mac: stations(IpAddr::V4(wanted)),
         sender_ip: wanted,
         target_mac: request.sender_mac,
         target_ip: request.sender_ip,
@@ -35,27 +39,33 @@ pub fn reply(cfg: &Config, request: &Repr) -> Option<Repr> {
 
 /// The frame with the answer to a request that came from `guest`; its length.
 #[must_use]
-pub fn answer(cfg: &Config, guest: Mac, request: &Repr, out: &mut [u8]) -> Option<usize> {
-    emit(cfg, guest, &reply(cfg, request)?, out)
+pub fn answer(
+    cfg: &Config,
+    stations: Stations<'_>,
+    guest: Mac,
+    request: &Repr,
+    out: &mut [u8],
+) -> Option<usize> {
+    emit(guest, &reply(cfg, stations, request)?, out)
 }
 
-/// A broadcast frame that tells the guest: `address` is at our link-layer address (RFC 5227 2.3).
+/// A broadcast frame that tells the guest: `address` is at `station` (RFC 5227 2.3). Its length.
 #[must_use]
-pub fn announce(cfg: &Config, address: Ipv4Addr, out: &mut [u8]) -> Option<usize> {
+pub fn announce(station: Mac, address: Ipv4Addr, out: &mut [u8]) -> Option<usize> {
     let announcement = Repr {
         operation: Operation::Request,
-        sender_mac: cfg.our_mac,
+        sender_mac: station,
         sender_ip: address,
         target_mac: Mac::ZERO,
         target_ip: address,
     };
-    emit(cfg, Mac::BROADCAST, &announcement, out)
+    emit(Mac::BROADCAST, &announcement, out)
 }
 
 /// A broadcast frame that asks for the guest's address: whoever answers is the guest, and its link-layer address is
-/// known before it has anything to say. `None` also when IPv4 is off or we have no address to ask with.
+/// known before it has anything to say. Its length; `None` also when IPv4 is off or we have no address to ask with.
 #[must_use]
-pub fn solicit(cfg: &Config, out: &mut [u8]) -> Option<usize> {
+pub fn request(cfg: &Config, out: &mut [u8]) -> Option<usize> {
     let v4 = cfg.v4.as_ref()?;
     let request = Repr {
         operation: Operation::Request,
@@ -64,21 +74,15 @@ pub fn solicit(cfg: &Config, out: &mut [u8]) -> Option<usize> {
         target_mac: Mac::ZERO,
         target_ip: v4.addr,
     };
-    emit(cfg, Mac::BROADCAST, &request, out)
+    emit(Mac::BROADCAST, &request, out)
 }
 
-fn emit(cfg: &Config, dst: Mac, packet: &Repr, out: &mut [u8]) -> Option<usize> {
+/// The frame comes from the station it is about.
+fn emit(dst: Mac, packet: &Repr, out: &mut [u8]) -> Option<usize> {
     let len = packet.emit(out.get_mut(ethernet::HEADER_LEN..)?)?;
     let end = ethernet::HEADER_LEN.checked_add(len)?;
-    frame::finish(
-        out,
-        Link {
-            src: cfg.our_mac,
-            dst,
-        },
-        ethernet::ETHERTYPE_ARP,
-        end,
-    )
+    let src = packet.sender_mac;
+    frame::finish(out, Link { src, dst }, ethernet::ETHERTYPE_ARP, end)
 }
 
 #[cfg(test)]
@@ -117,7 +121,7 @@ mod tests {
             ("192.0.2.5", "224.0.0.1", false),
             ("192.0.2.5", "255.255.255.255", false),
         ] {
-            let got = reply(&cfg, &ask(sender, target));
+            let got = reply(&cfg, &samples::ours, &ask(sender, target));
             assert_eq!(got.is_some(), answered, "{sender} asks for {target}");
             if let Some(got) = got {
                 assert_eq!(got.operation, Operation::Reply);
@@ -134,6 +138,7 @@ mod tests {
         assert_eq!(
             reply(
                 &cfg,
+                &samples::ours,
                 &Repr {
                     operation: Operation::Reply,
                     ..ask("192.0.2.5", "192.0.2.1")
@@ -142,14 +147,24 @@ mod tests {
             None
         );
         let off = Config { v4: None, ..cfg };
-        assert_eq!(reply(&off, &ask("192.0.2.5", "192.0.2.1")), None);
+        assert_eq!(
+            reply(&off, &samples::ours, &ask("192.0.2.5", "192.0.2.1")),
+            None
+        );
     }
 
     #[test]
     fn frames() {
         let cfg = samples::config();
         let mut out = [0x55; 64];
-        let n = answer(&cfg, GUEST, &ask("192.0.2.5", "192.0.2.1"), &mut out).unwrap();
+        let n = answer(
+            &cfg,
+            &samples::ours,
+            GUEST,
+            &ask("192.0.2.5", "192.0.2.1"),
+            &mut out,
+        )
+        .unwrap();
         let mut want = vec![
             2, 0xad, 0xb8, 0x46, 0x81, 0x7a, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55, 8, 6,
         ];
@@ -160,11 +175,17 @@ mod tests {
         want.resize(60, 0);
         assert_eq!(&out[..n], want);
         assert_eq!(
-            answer(&cfg, GUEST, &ask("192.0.2.5", "192.0.2.1"), &mut out[..59]),
+            answer(
+                &cfg,
+                &samples::ours,
+                GUEST,
+                &ask("192.0.2.5", "192.0.2.1"),
+                &mut out[..59]
+            ),
             None
         );
 
-        let n = solicit(&cfg, &mut out).unwrap();
+        let n = request(&cfg, &mut out).unwrap();
         let mut want = vec![
             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55, 8, 6,
         ];
@@ -175,8 +196,28 @@ mod tests {
         want.resize(60, 0);
         assert_eq!(&out[..n], want);
 
-        let n = announce(&cfg, Ipv4Addr::new(192, 0, 2, 9), &mut out).unwrap();
+        let n = announce(Mac::OURS, Ipv4Addr::new(192, 0, 2, 9), &mut out).unwrap();
         want[28..42].copy_from_slice(&[192, 0, 2, 9, 0, 0, 0, 0, 0, 0, 192, 0, 2, 9]);
         assert_eq!(&out[..n], want);
+    }
+    /// A neighbour of the host's answers with its own address, and looks like the sender.
+    #[test]
+    fn neighbours_have_their_own_station() {
+        let cfg = samples::config();
+        let neighbour = Mac([2, 0, 0, 0, 0, 9]);
+        let stations = |ip: IpAddr| match ip.to_string().as_str() {
+            "192.0.2.9" => neighbour,
+            _ => Mac::OURS,
+        };
+        let mut out = [0; 64];
+        for (target, station) in [("192.0.2.9", neighbour), ("192.0.2.8", Mac::OURS)] {
+            answer(&cfg, &stations, GUEST, &ask("192.0.2.5", target), &mut out).unwrap();
+            assert_eq!(
+                (&out[6..12], &out[22..28]),
+                (&station.0[..], &station.0[..])
+            );
+        }
+        announce(neighbour, Ipv4Addr::new(192, 0, 2, 9), &mut out).unwrap();
+        assert_eq!((&out[..6], &out[6..12]), (&[0xff; 6][..], &neighbour.0[..]));
     }
 }

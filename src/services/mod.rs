@@ -31,6 +31,7 @@ pub(crate) mod samples;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::addr::Mac;
 use crate::config::{Config, V6};
 use crate::wire::dissect::{Body, IpPacket, Packet, Upper};
 use crate::wire::{dhcp as dhcp4, dhcpv6 as dhcp6, icmpv6, udp};
@@ -52,18 +53,21 @@ impl Answer {
     }
 }
 
+/// At which link-layer address an address of the guest's network is: ours, or that of one of the host's neighbours.
+pub type Stations<'a> = &'a dyn Fn(IpAddr) -> Mac;
+
 /// Answer `packet` into `out`, if it is for one of the services. The checksum must have been looked at before.
 ///
 /// What is for a service that is off is taken and not answered: none of these protocols makes sense beyond the link, and
 /// the host's own DHCP server must not see the guest's requests.
 #[must_use]
-pub fn answer(cfg: &Config, packet: &Packet<'_>, out: &mut [u8]) -> Answer {
+pub fn answer(cfg: &Config, stations: Stations<'_>, packet: &Packet<'_>, out: &mut [u8]) -> Answer {
     let guest = packet.eth.src;
     match &packet.body {
-        Body::Arp(request) => Answer::from_reply(arp::answer(cfg, guest, request, out)),
+        Body::Arp(request) => Answer::from_reply(arp::answer(cfg, stations, guest, request, out)),
         Body::Ip(ip) => match (&ip.upper, ip.src) {
             (Upper::Icmpv6(icmpv6::Message::Ndp(message)), IpAddr::V6(src)) => {
-                Answer::from_reply(ndp::answer(cfg, guest, src, message, out))
+                Answer::from_reply(ndp::answer(cfg, stations, (guest, src), message, out))
             }
             (Upper::Udp { repr, payload }, IpAddr::V4(_)) if is_dhcp(cfg, ip, repr) => {
                 Answer::from_reply(dhcp::answer(cfg, guest, payload, out))
@@ -114,7 +118,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::addr::{Endpoint, Mac};
+    use crate::addr::Endpoint;
     use crate::wire::dissect::dissect;
 
     /// A UDP datagram as the guest would send it.
@@ -172,7 +176,7 @@ mod tests {
 
     fn show(cfg: &Config, frame: &[u8]) -> Answer {
         let mut out = [0; 1514];
-        let answer = answer(cfg, &dissect(frame).unwrap(), &mut out);
+        let answer = answer(cfg, &samples::ours, &dissect(frame).unwrap(), &mut out);
         if let Answer::Frame(n) = answer {
             assert_eq!(
                 out[..6],
@@ -338,7 +342,11 @@ mod tests {
             for n in 0..frame.len() {
                 let mut out = [0; 1514];
                 if let Ok(packet) = dissect(&frame[..n]) {
-                    assert_ne!(answer(&cfg, &packet, &mut out), Answer::NotMine, "{n}");
+                    assert_ne!(
+                        answer(&cfg, &samples::ours, &packet, &mut out),
+                        Answer::NotMine,
+                        "{n}"
+                    );
                 }
             }
         }
@@ -361,7 +369,7 @@ mod tests {
             }
             let mut out = vec![0; n];
             if let Ok(packet) = dissect(&frame) {
-                if let Answer::Frame(used) = answer(&cfg, &packet, &mut out) {
+                if let Answer::Frame(used) = answer(&cfg, &samples::ours, &packet, &mut out) {
                     prop_assert!(used <= n);
                     dissect(&out[..used]).unwrap();
                 }

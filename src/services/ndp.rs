@@ -1,6 +1,6 @@
 //! Neighbour discovery: the guest's router and, for all addresses but its own, its neighbour (RFC 4861).
 //!
-//! Solicitations for a neighbour are answered as ARP requests are, with one difference: a probe for
+//! Solicitations for a neighbour are answered as ARP requests are, from the neighbour itself, with one difference: a probe for
 //! duplicates (unspecified source) is not, because here silence means "take it" and the guest may give
 //! itself whatever address it likes.
 //!
@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::frame::{self, ICMPV6_MESSAGE, Link};
-use super::{names, our_link_local};
+use super::{Stations, names, our_link_local};
 use crate::addr::Mac;
 use crate::config::{Config, V6};
 use crate::wire::ipv6;
@@ -24,6 +24,8 @@ pub const ALL_NODES: (Mac, Ipv6Addr) = (
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
 );
 
+/// `ff02::1:ff00:0`: with the last 24 bits of an address, the group of those who have it (RFC 4291 2.7.1).
+const SOLICITED_NODE: u128 = 0xff02_0000_0000_0000_0000_0001_ff00_0000;
 /// What every IPv6 link carries, in bytes.
 const MIN_MTU: u16 = 1280;
 /// A router advertisement without options, in bytes.
@@ -39,50 +41,61 @@ const MAX_SEARCH: usize = 255 * 8 - 8;
 /// Shortest and longest time between two unsolicited advertisements, in milliseconds.
 const INTERVAL_MS: (u64, u64) = (200_000, 600_000);
 
-/// The frame with the reply to a message that `guest` sent from `src`; its length. `None` when there is nothing
-/// to reply.
+/// The frame with the reply to a message that the guest sent, from this link-layer and this address; its length.
+/// `None` when there is nothing to reply.
 #[must_use]
 pub fn answer(
     cfg: &Config,
-    guest: Mac,
-    src: Ipv6Addr,
+    stations: Stations<'_>,
+    guest: (Mac, Ipv6Addr),
     message: &Repr<'_>,
     out: &mut [u8],
 ) -> Option<usize> {
+    let (_, src) = guest;
     match message {
         Repr::NeighborSolicit { target, .. } => {
-            neighbor_advertisement(cfg, guest, src, *target, out)
+            let v6 = cfg.v6.as_ref().filter(|_| cfg.services.ndp)?;
+            let own = v6.addr == Some(*target) || *target == src;
+            let impossible =
+                target.is_unspecified() || target.is_loopback() || target.is_multicast();
+            if own || impossible || src.is_unspecified() {
+                return None;
+            }
+            neighbor_advertisement((stations((*target).into()), *target), guest, true, out)
         }
         Repr::RouterSolicit { .. } => {
             // Who has no address yet cannot be answered at it.
             let dst = if src.is_unspecified() {
                 ALL_NODES
             } else {
-                (guest, src)
+                guest
             };
-            router_advertisement(cfg, dst, out)
+            router_advertisement(cfg, stations, dst, out)
         }
         _ => None,
     }
 }
 
-/// The frame that says `target` is at our link-layer address; it comes from `target`, as the real one's would.
+/// The frame that tells all nodes, unasked: `address` is at `station` (RFC 4861 7.2.6); its length. `None` when
+/// neighbour discovery is off.
+#[must_use]
+pub fn announce(cfg: &Config, station: Mac, address: Ipv6Addr, out: &mut [u8]) -> Option<usize> {
+    (cfg.v6.is_some() && cfg.services.ndp).then_some(())?;
+    neighbor_advertisement((station, address), ALL_NODES, false, out)
+}
+
+/// The frame that says where `from` is; it comes from there, as the real one's would.
 fn neighbor_advertisement(
-    cfg: &Config,
-    guest: Mac,
-    src: Ipv6Addr,
-    target: Ipv6Addr,
+    from: (Mac, Ipv6Addr),
+    to: (Mac, Ipv6Addr),
+    solicited: bool,
     out: &mut [u8],
 ) -> Option<usize> {
-    let v6 = cfg.v6.as_ref().filter(|_| cfg.services.ndp)?;
-    let own = v6.addr == Some(target) || target == src;
-    let impossible = target.is_unspecified() || target.is_loopback() || target.is_multicast();
-    if own || impossible || src.is_unspecified() {
-        return None;
-    }
+    let (station, target) = from;
     let message = Repr::NeighborAdvert {
+        // The same for all, or a guest that has one of them as its router would give it up.
         router: true,
-        solicited: true,
+        solicited,
         overrides: true,
         target,
         options: Options::EMPTY,
@@ -90,18 +103,42 @@ fn neighbor_advertisement(
     let body = out.get_mut(ICMPV6_MESSAGE..)?;
     let start = message.emit(body)?;
     let mut options = OptionWriter::new(body.get_mut(start..)?);
-    if !options.target_link_layer(cfg.our_mac) {
+    if !options.target_link_layer(station) {
         return None;
     }
     let len = start.checked_add(options.len())?;
+    let (dst, address) = to;
+    let src = station;
+    frame::icmpv6(out, Link { src, dst }, target, address, len)
+}
+
+/// The frame that asks for the guest's assigned address: whoever answers is the guest, and its link-layer address is
+/// known before it has anything to say. Its length; `None` also when IPv6 or neighbour discovery is off or the guest is
+/// assigned no address.
+///
+/// To the address's group (RFC 4861 7.2.2): a guest that does not have it yet hears nothing.
+#[must_use]
+pub fn solicit(cfg: &Config, out: &mut [u8]) -> Option<usize> {
+    let v6 = cfg.v6.as_ref().filter(|_| cfg.services.ndp)?;
+    let target = v6.addr?;
+    let message = Repr::NeighborSolicit {
+        target,
+        options: Options::EMPTY,
+    };
+    let body = out.get_mut(ICMPV6_MESSAGE..)?;
+    let start = message.emit(body)?;
+    let mut options = OptionWriter::new(body.get_mut(start..)?);
+    options.source_link_layer(cfg.our_mac).then_some(())?;
+    let len = start.checked_add(options.len())?;
+    let [.., a, b, c] = target.octets();
+    let group = SOLICITED_NODE | u128::from(u32::from_be_bytes([0, a, b, c]));
+    let (src, dst) = (cfg.our_mac, Mac([0x33, 0x33, 0xff, a, b, c]));
+    let from = our_link_local(v6);
     frame::icmpv6(
         out,
-        Link {
-            src: cfg.our_mac,
-            dst: guest,
-        },
-        target,
-        src,
+        Link { src, dst },
+        from,
+        Ipv6Addr::from_bits(group),
         len,
     )
 }
@@ -109,7 +146,12 @@ fn neighbor_advertisement(
 /// The frame with a router advertisement for `dst`, or for everybody ([`ALL_NODES`]); its length. `None` when
 /// IPv6, neighbour discovery or advertisements are off, or `out` is too small for the least of it.
 #[must_use]
-pub fn router_advertisement(cfg: &Config, dst: (Mac, Ipv6Addr), out: &mut [u8]) -> Option<usize> {
+pub fn router_advertisement(
+    cfg: &Config,
+    stations: Stations<'_>,
+    dst: (Mac, Ipv6Addr),
+    out: &mut [u8],
+) -> Option<usize> {
     let v6 = cfg
         .v6
         .as_ref()
@@ -129,23 +171,25 @@ pub fn router_advertisement(cfg: &Config, dst: (Mac, Ipv6Addr), out: &mut [u8]) 
         .min(body.len());
     let (head, rest) = body.get_mut(..room)?.split_at_mut_checked(ADVERT_LEN)?;
     message.emit(head)?;
-    let options_len = advertise(cfg, v6, rest)?;
+    let us = our_link_local(v6);
+    let station = stations(us.into());
+    let options_len = advertise(cfg, v6, station, rest)?;
     let len = ADVERT_LEN.checked_add(options_len)?;
     let (mac, address) = dst;
     frame::icmpv6(
         out,
         Link {
-            src: cfg.our_mac,
+            src: station,
             dst: mac,
         },
-        our_link_local(v6),
+        us,
         address,
         len,
     )
 }
 
 /// Write the options of a router advertisement; their length.
-fn advertise(cfg: &Config, v6: &V6, out: &mut [u8]) -> Option<usize> {
+fn advertise(cfg: &Config, v6: &V6, station: Mac, out: &mut [u8]) -> Option<usize> {
     let room = out.len();
     let mut options = OptionWriter::new(out);
     if let Some(address) = v6.addr {
@@ -159,7 +203,7 @@ fn advertise(cfg: &Config, v6: &V6, out: &mut [u8]) -> Option<usize> {
         };
         options.prefix(&info).then_some(())?;
     }
-    options.source_link_layer(cfg.our_mac).then_some(())?;
+    options.source_link_layer(station).then_some(())?;
     if cfg.mtu >= MIN_MTU {
         options.mtu(u32::from(cfg.mtu)).then_some(())?;
     }
@@ -218,7 +262,7 @@ mod tests {
             target: ip(target),
             options: Options::EMPTY,
         };
-        let n = answer(cfg, GUEST, ip(src), &message, &mut out)?;
+        let n = answer(cfg, &samples::ours, (GUEST, ip(src)), &message, &mut out)?;
         Some(decode::icmpv6(&out[..n]))
     }
 
@@ -226,8 +270,8 @@ mod tests {
         let mut out = [0x55; 70_000];
         let n = answer(
             cfg,
-            GUEST,
-            ip(src),
+            &samples::ours,
+            (GUEST, ip(src)),
             &Repr::RouterSolicit {
                 options: Options::EMPTY,
             },
@@ -270,6 +314,70 @@ mod tests {
                 [(2, Mac::OURS.0.to_vec())]
             );
         }
+    }
+
+    /// A neighbour of the host's answers, and announces itself, from its own station; so does a router that is one.
+    #[test]
+    fn neighbours_have_their_own_station() {
+        let cfg = samples::config();
+        let neighbour = Mac([2, 0, 0, 0, 0, 9]);
+        let stations = |_: std::net::IpAddr| neighbour;
+        let mut out = [0; 1514];
+        let message = Repr::NeighborSolicit {
+            target: ip("fe80::9"),
+            options: Options::EMPTY,
+        };
+        let to = (GUEST, ip("fe80::ad"));
+        let n = answer(&cfg, &stations, to, &message, &mut out).unwrap();
+        let got = decode::icmpv6(&out[..n]);
+        let option = [(2, neighbour.0.to_vec())];
+        assert_eq!((got.link.src, got.src), (neighbour, ip("fe80::9")));
+        assert_eq!(decode::ndp_options(&got.message[24..]), option);
+
+        let n = announce(&cfg, neighbour, ip("fe80::9"), &mut out).unwrap();
+        let got = decode::icmpv6(&out[..n]);
+        assert_eq!((got.link.src, got.link.dst), (neighbour, ALL_NODES.0));
+        assert_eq!((got.src, got.dst), (ip("fe80::9"), ALL_NODES.1));
+        // Router and override; nobody has solicited it.
+        assert_eq!(got.message[4], 0xa0);
+        assert_eq!(got.message[8..24], ip("fe80::9").octets());
+        assert_eq!(decode::ndp_options(&got.message[24..]), option);
+
+        let n = router_advertisement(&cfg, &stations, ALL_NODES, &mut out).unwrap();
+        let got = decode::icmpv6(&out[..n]);
+        let source = (1, neighbour.0.to_vec());
+        assert_eq!(got.link.src, neighbour);
+        assert!(decode::ndp_options(&got.message[16..]).contains(&source));
+
+        let mut off = cfg.clone();
+        off.services.ndp = false;
+        assert_eq!(announce(&off, neighbour, ip("fe80::9"), &mut out), None);
+        off.v6 = None;
+        assert_eq!(announce(&off, neighbour, ip("fe80::9"), &mut out), None);
+    }
+
+    #[test]
+    fn the_guest_is_asked_for() {
+        let mut cfg = samples::config();
+        let mut out = [0x55; 200];
+        let n = super::solicit(&cfg, &mut out).unwrap();
+        let got = decode::icmpv6(&out[..n]);
+        let group = Mac([0x33, 0x33, 0xff, 0, 0, 5]);
+        assert_eq!((got.link.src, got.link.dst), (Mac::OURS, group));
+        assert_eq!((got.src, got.dst), (ip("fe80::99"), ip("ff02::1:ff00:5")));
+        assert_eq!((got.message[0], &got.message[4..8]), (135, &[0; 4][..]));
+        assert_eq!(got.message[8..24], ip("2001:db8:5::5").octets());
+        assert_eq!(
+            decode::ndp_options(&got.message[24..]),
+            [(1, Mac::OURS.0.to_vec())]
+        );
+        for short in 0..n {
+            assert_eq!(super::solicit(&cfg, &mut out[..short]), None, "{short}");
+        }
+        cfg.v6.as_mut().unwrap().addr = None;
+        assert_eq!(super::solicit(&cfg, &mut out), None);
+        cfg.v6 = None;
+        assert_eq!(super::solicit(&cfg, &mut out), None);
     }
 
     #[test]
@@ -432,7 +540,13 @@ mod tests {
         };
         for message in [na, ra] {
             assert_eq!(
-                answer(&cfg, GUEST, ip("fe80::ad"), &message, &mut [0; 200]),
+                answer(
+                    &cfg,
+                    &samples::ours,
+                    (GUEST, ip("fe80::ad")),
+                    &message,
+                    &mut [0; 200]
+                ),
                 None
             );
         }
@@ -453,7 +567,13 @@ mod tests {
         for message in messages {
             for n in 0..300 {
                 let mut out = vec![0; n];
-                if let Some(used) = answer(&cfg, GUEST, ip("fe80::ad"), &message, &mut out) {
+                if let Some(used) = answer(
+                    &cfg,
+                    &samples::ours,
+                    (GUEST, ip("fe80::ad")),
+                    &message,
+                    &mut out,
+                ) {
                     decode::icmpv6(&out[..used]);
                 }
             }

@@ -5,6 +5,11 @@ use crate::config::{Config, Mode, Services, Splice, V4, V6, Verbosity};
 
 pub const GUEST: Mac = Mac([2, 0xad, 0xb8, 0x46, 0x81, 0x7a]);
 
+/// No neighbours.
+pub fn ours(_: std::net::IpAddr) -> Mac {
+    Mac::OURS
+}
+
 pub fn config() -> Config {
     let v4 = V4 {
         addr: "192.0.2.5".parse().unwrap(),

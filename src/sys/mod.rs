@@ -11,7 +11,6 @@ pub mod fd;
 pub mod ids;
 pub mod listen;
 pub mod mmsg;
-pub mod piece;
 pub mod pipe;
 pub mod process;
 pub mod random;

@@ -39,6 +39,7 @@ mod inbound;
 mod mapping;
 mod matrix;
 mod modes;
+mod neighbours;
 mod observe;
 mod ports;
 mod reach;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         ("mapping", mapping::TESTS),
         ("matrix", matrix::TESTS),
         ("modes", modes::TESTS),
+        ("neighbours", neighbours::TESTS),
         ("observe", observe::TESTS),
         ("ports", ports::TESTS),
         ("splice", splice::TESTS),

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
@@ -9,18 +10,15 @@ use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
 use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
-use passt::sys::piece::Piece;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
-use passt::tcp::payload::Payload;
 use passt::tcp::{Arrival, Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Repr, Seq};
 
 use crate::guest::{Behaviour, Guest, NEVER, Out};
 use crate::rng::{Pattern, Rng};
 use crate::socket::{Net, Peer, Socket};
-use crate::{bytes_of, divide};
 
 /// The tap between guest and us.
 #[derive(Clone, Debug)]
@@ -117,10 +115,9 @@ impl Io for Host {
         }
     }
 
-    fn send(&mut self, socket: &usize, data: &[Piece<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, socket: &usize, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
         self.sends += 1;
-        let pieces: Vec<Vec<u8>> = data.iter().map(bytes_of).collect();
-        let slices: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        let slices: Vec<&[u8]> = data.iter().map(|s| &**s).collect();
         self.sockets[*socket]
             .send(self.now, &slices, &self.upload)
             .ok_or(SocketError::WouldBlock)
@@ -416,15 +413,13 @@ impl World {
             .into_iter()
             .filter_map(|n| self.frames[n].take())
             .collect();
-        let pieces: Vec<_> = frames.iter().map(|(_, payload)| divide(payload)).collect();
         let batch: Vec<Segment<'_>> = frames
             .iter()
-            .zip(&pieces)
-            .map(|((repr, payload), (first, rest))| Segment {
+            .map(|(repr, payload)| Segment {
                 src: guest_end(),
                 dst: remote_end(),
                 repr: *repr,
-                payload: Payload::new(*first, rest, payload.len()),
+                payload,
                 l3: &[],
                 hop_limit: 64,
                 tos: 0,
