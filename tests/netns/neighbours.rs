@@ -248,12 +248,12 @@ fn sender_of_frames() {
         };
         assert_eq!(sender(NEAR4), FIRST, "{seen}");
         assert_eq!(sender(PEER4), beyond, "{seen}");
-        take_apart(w, g);
+        take_apart(&w, g);
     }
 }
 
 /// Make room for another world.
-fn take_apart(w: World, g: Guest) {
+fn take_apart(w: &World, g: Guest) {
     w.host.sh("ip link del host0");
     drop(g);
     for name in ["guest", "peer", "host"] {
