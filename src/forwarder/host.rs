@@ -25,7 +25,7 @@ use crate::ipc;
 use crate::services::{self, Answer, ndp};
 use crate::stats::Drop;
 use crate::tap::frame::FrameBuf;
-use crate::wire::dissect::Packet;
+use crate::wire::dissect::{Body, Packet};
 use crate::wire::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::wire::frame::Template;
 use crate::wire::{icmpv4, icmpv6, virtio_net};
@@ -96,6 +96,10 @@ impl Host {
 
     /// Let the built-in services answer.
     pub(super) fn serve(&mut self, packet: &Packet<'_>) -> Result<bool, Drop> {
+        // Who has an address of its own choice and nothing to send yet has announced it, or asked for its gateway.
+        if let Body::Arp(arp) = &packet.body {
+            self.seen.learn(arp.sender_ip.into());
+        }
         let (neighbours, guest, ours) = (&self.neighbours, self.guest_mac, self.config.our_mac);
         let stations = |ip: IpAddr| neighbours.station(ip, guest).unwrap_or(ours);
         match services::answer(&self.config, &stations, packet, self.frame.space()) {
@@ -206,6 +210,86 @@ impl Host {
         } else {
             let v4 = self.config.v4.as_ref()?;
             v4.gateway.or(v4.our_addr).map(IpAddr::V4)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc;
+    use crate::services::samples::GUEST;
+    use crate::wire::dissect::dissect;
+
+    const NEAR: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    fn near(address: &str, news: bool) -> ipc::Neighbour {
+        ipc::Neighbour {
+            address: address.parse().unwrap(),
+            mac: Some(NEAR.0),
+            news,
+        }
+    }
+
+    /// The frames that have arrived at the guest.
+    fn arrived(guest: &impl AsFd) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| {
+            let mut frame = [0; 2000];
+            let n = crate::sys::scm::try_recv(guest.as_fd(), &mut frame).ok()?;
+            Some(frame[virtio_net::HEADER_LEN..n].to_vec())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn neighbours_are_announced_to_whoever_has_spoken() {
+        let (mut host, guest) = super::super::testing::host();
+        host.hear_of_neighbour(&near("192.0.2.8", true));
+        assert!(arrived(&guest).is_empty(), "nobody remembers anything");
+        host.learn(GUEST);
+        host.hear_of_neighbour(&near("192.0.2.9", true));
+        host.hear_of_neighbour(&near("fe80::9", true));
+        host.hear_of_neighbour(&near("192.0.2.10", false));
+        // Another meaning, no news, or the guest itself.
+        host.hear_of_neighbour(&near("192.0.2.5", true));
+        let own = ipc::Neighbour {
+            mac: Some(GUEST.0),
+            ..near("192.0.2.11", true)
+        };
+        host.hear_of_neighbour(&own);
+        let frames = arrived(&guest);
+        let ends: Vec<_> = frames
+            .iter()
+            .map(|f| (f[0], &f[6..12], &f[12..14]))
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                (0xff, &NEAR.0[..], &[8, 6][..]),
+                (0x33, &NEAR.0[..], &[0x86, 0xdd][..])
+            ]
+        );
+        for ip in ["192.0.2.8", "192.0.2.9", "192.0.2.10", "fe80::9"] {
+            assert_eq!(host.sender(ip.parse().unwrap()), NEAR, "{ip}");
+        }
+        for ip in ["192.0.2.5", "192.0.2.11", "192.0.2.12", "8.8.8.8"] {
+            assert_eq!(host.sender(ip.parse().unwrap()), Mac::OURS, "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_only_asks_for_others_is_seen() {
+        let (mut host, guest) = super::super::testing::host();
+        for (sender, seen) in [
+            ([192, 0, 2, 77], Some("192.0.2.77")),
+            ([0, 0, 0, 0], Some("192.0.2.77")),
+            ([192, 0, 2, 78], Some("192.0.2.78")),
+        ] {
+            let mut frame = [&[0xff; 6][..], &GUEST.0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+            frame.extend([&GUEST.0[..], &sender, &[0; 6], &[192, 0, 2, 1]].concat());
+            assert_eq!(host.serve(&dissect(&frame).unwrap()), Ok(true));
+            assert_eq!(host.seen.v4, seen.map(|ip| ip.parse().unwrap()));
+            assert_eq!(arrived(&guest).len(), 1);
         }
     }
 }

@@ -31,7 +31,11 @@ impl Seen {
     /// The guest has sent a packet from this address.
     pub fn learn(&mut self, source: IpAddr) {
         match source {
-            IpAddr::V4(ip) if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => {}
+            IpAddr::V4(ip)
+                if ip.is_unspecified()
+                    || ip.is_loopback()
+                    || ip.is_multicast()
+                    || ip.is_broadcast() => {}
             IpAddr::V4(ip) => self.v4 = Some(ip),
             IpAddr::V6(ip) if ip.is_unicast_link_local() => self.link_local = Some(ip),
             IpAddr::V6(ip) if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() => {}
