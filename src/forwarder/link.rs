@@ -2,9 +2,9 @@
 
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop};
-use crate::tap::Tap;
 use crate::tap::batch::Inbound;
 use crate::tap::frame::FrameBuf;
+use crate::tap::{Gone, Received, Tap};
 use crate::wire::virtio_net;
 
 /// One worker's link.
@@ -37,15 +37,17 @@ impl Link {
     }
 
     /// Read what the guest has sent.
-    pub(super) fn receive(&mut self, batch: &mut Inbound) -> std::io::Result<()> {
+    pub(super) fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
         batch.clear();
-        for _ in 0..self.tap.receive(batch)? {
+        let received = self.tap.receive(batch)?;
+        for _ in 0..received.odd {
             self.counters.drop(Drop::Unsupported);
         }
-        for (frame, _) in batch.iter() {
-            self.pcap.record(frame);
+        for frame in batch.frames() {
+            // Where frames are recorded, none comes in pieces: see `connect`.
+            self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
         }
-        Ok(())
+        Ok(received)
     }
 }

@@ -12,6 +12,7 @@
 //! | `worker` | where does a frame from the guest go? |
 //! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
 //! | `summary` | what does `--trace` say about a packet? |
+//! | `guest` | who is at the other end of a socket? |
 //! | `accept` | what happens to a connection from outside? |
 //! | `ports` | which listener belongs to which rule, and where does it lead? |
 //! | `supply`, `pool` | where do listeners and sockets of the namespace come from? |
@@ -40,6 +41,7 @@
 mod accept;
 mod advertise;
 mod conntrack;
+mod guest;
 mod host;
 mod icmp_io;
 mod link;
@@ -65,6 +67,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
+use self::guest::Guest;
 use self::patience::Patience;
 use self::run::Clock;
 use self::token::Token;
@@ -74,8 +77,8 @@ use crate::ipc::{ForwarderLink, IpcError};
 use crate::pcap::Pcap;
 use crate::sandbox::Confined;
 use crate::sys::tun::Offloads;
-use crate::tap::Tap;
 use crate::tap::tun::Tun;
+use crate::tap::{Gone, Tap};
 
 /// Why the forwarder could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +86,6 @@ pub enum ForwarderError {
     /// epoll could not be set up.
     #[error("Can't set up event polling")]
     Poll(#[source] io::Error),
-    /// There is nothing to forward from.
-    #[error("There is no tap")]
-    NoTap,
     /// The capture file could not be written.
     #[error("Can't write to packet capture file")]
     Pcap(#[source] io::Error),
@@ -93,8 +93,11 @@ pub enum ForwarderError {
     #[error("Waiting for events failed")]
     Wait(#[source] io::Error),
     /// The tap is gone.
-    #[error("Reading from the tap failed")]
-    Tap(#[source] io::Error),
+    #[error("The tap was {0}")]
+    Tap(Gone),
+    /// Whoever was to be the guest is gone before the start.
+    #[error("The guest's connection was {0}")]
+    Guest(Gone),
     /// The monitor said something unexpected, or died before "go".
     #[error("Lost the monitor")]
     Monitor(#[source] IpcError),
@@ -103,13 +106,38 @@ pub enum ForwarderError {
     Agent(#[source] IpcError),
 }
 
+/// Where the guest is.
+#[derive(Debug)]
+pub enum LinkPlan {
+    /// Behind a kernel tap, non-blocking, with these offloads set.
+    Tun(OwnedFd, Offloads),
+    /// Nowhere: there are only the loopbacks (`--splice-only`).
+    Off,
+    /// At the other end of a UNIX stream socket.
+    Socket {
+        /// The socket carries vhost-user messages, not frames.
+        vhost_user: bool,
+        /// The first guest is the last.
+        one_off: bool,
+        /// How it gets there.
+        from: From,
+    },
+}
+
+/// How a guest on a socket gets there. All descriptors are non-blocking.
+#[derive(Debug)]
+pub enum From {
+    /// It connects to this.
+    Listener(OwnedFd),
+    /// It is connected.
+    Connected(OwnedFd),
+}
+
 /// What the forwarder starts with.
 #[derive(Debug)]
 pub struct Inherited {
-    /// The tap, non-blocking, offloads set; `None` with `--splice-only`.
-    pub tap: Option<OwnedFd>,
-    /// Which offloads those are.
-    pub offloads: Offloads,
+    /// Where the guest is.
+    pub link: LinkPlan,
     /// Our end of the pair with the monitor.
     pub control: OwnedFd,
     /// Our end of the pair with the ns-agent; `None` in passt mode.
@@ -140,20 +168,16 @@ impl Forwarder {
         let poll = |e: nix::Error| ForwarderError::Poll(e.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(poll)?;
         let link = ForwarderLink::new(inherited.control);
-        let offloads = crate::tap::Offloads {
-            tso: inherited.offloads.csum && inherited.offloads.tso4 && inherited.offloads.tso6,
-            uso: inherited.offloads.csum && inherited.offloads.uso,
-        };
-        let tap = match inherited.tap {
-            Some(tap) => Tap::Tun(Tun::new(tap, offloads)),
-            None => Tap::Off,
-        };
+        let (tap, guest, connected) = link_of(inherited.link);
         let register = |fd: std::os::fd::BorrowedFd<'_>, token: Token| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_raw()))
         };
         register(link.as_fd(), Token::Monitor).map_err(poll)?;
         if let Some(fd) = tap.as_fd() {
             register(fd, Token::Tap).map_err(poll)?;
+        }
+        if let Some(fd) = guest.listener() {
+            register(fd, Token::Caller).map_err(poll)?;
         }
         let agent = supply::link(inherited.agent);
         if let Some(agent) = &agent {
@@ -165,6 +189,10 @@ impl Forwarder {
         };
         let mut worker = Worker::new(config, tap, epoll, pcap, inherited.seed, inherited.nofile);
         worker.agent = agent;
+        worker.guest = guest;
+        if let Some(client) = connected {
+            worker.connect(client).map_err(ForwarderError::Guest)?;
+        }
         worker.stock_up(&link).map_err(ForwarderError::Monitor)?;
         Ok(Self {
             link,
@@ -195,5 +223,32 @@ impl Forwarder {
             other => other.map_err(ForwarderError::Monitor)?,
         }
         self.event_loop()
+    }
+}
+
+/// The link, who may connect to it, and who is connected already.
+fn link_of(plan: LinkPlan) -> (Tap, Guest, Option<OwnedFd>) {
+    match plan {
+        LinkPlan::Tun(fd, offloads) => {
+            let offloads = crate::tap::Offloads {
+                tso: offloads.csum && offloads.tso4 && offloads.tso6,
+                uso: offloads.csum && offloads.uso,
+            };
+            let tap = Tap::Tun(Tun::new(fd, offloads));
+            (tap, Guest::new(None, false), None)
+        }
+        LinkPlan::Off => (Tap::Off, Guest::new(None, false), None),
+        LinkPlan::Socket {
+            vhost_user,
+            one_off,
+            from,
+        } => {
+            let (listener, connected) = match from {
+                From::Listener(fd) => (Some(fd), None),
+                From::Connected(fd) => (None, Some(fd)),
+            };
+            let tap = Tap::for_socket(vhost_user);
+            (tap, Guest::new(listener, one_off), connected)
+        }
     }
 }

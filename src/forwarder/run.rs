@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 
+use super::guest::After;
 use super::patience;
 use super::token::Token;
 use super::worker::Worker;
@@ -64,6 +65,7 @@ impl Forwarder {
                 Err(e) => return Err(ForwarderError::Wait(e.into())),
             };
             let now = self.clock.now();
+            let mut after = self.worker.look_again(now)?;
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
                     Some(Token::Monitor) => match self.monitor_spoke(now)? {
@@ -74,9 +76,13 @@ impl Forwarder {
                         Ok(()) => {}
                         Err(e) => return Err(ForwarderError::Agent(e)),
                     },
-                    Some(Token::Tap) => self.worker.on_tap(now).map_err(ForwarderError::Tap)?,
+                    Some(Token::Tap) => after = self.worker.on_link(now, event.events())?,
+                    Some(Token::Kick(ring)) => after = self.worker.on_kick(now, ring)?,
                     Some(token) => self.worker.on_socket(now, token, event.events()),
                     None => {}
+                }
+                if after == After::End {
+                    return Ok(());
                 }
             }
             self.worker.end_round(now);
@@ -192,7 +198,8 @@ impl Worker {
                 }
             }
             Token::Report => self.on_report(now),
-            Token::Tap | Token::Monitor | Token::Agent => {}
+            Token::Caller => self.on_caller(now),
+            Token::Tap | Token::Kick(_) | Token::Monitor | Token::Agent => {}
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Pipes are lent for as long as something is in them; a few wait in stock, more are made when many receivers are
 //! slow at once, up to a share of the descriptors: connections matter more than the speed of those that stall.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -20,6 +20,7 @@ use crate::flow::id::FlowId;
 use crate::flow::traffic::Traffic;
 use crate::ipc::SocketKind;
 use crate::stats::Drop;
+use crate::sys::piece::Piece;
 use crate::sys::pipe::Pipe;
 use crate::sys::stream::{self, uninterrupted};
 use crate::tcp::io::ConnectError as Start;
@@ -225,8 +226,7 @@ impl Io for Host {
     }
 
     fn write(&mut self, socket: &OwnedFd, data: &[u8]) -> Result<usize, SocketError> {
-        uninterrupted(|| stream::send(socket, &[IoSlice::new(data)], false))
-            .map_err(|e| classify(&e))
+        uninterrupted(|| stream::send(socket, &[Piece::new(data)], false)).map_err(|e| classify(&e))
     }
 
     fn pipe(&mut self) -> Option<Pipe> {

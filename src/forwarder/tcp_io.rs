@@ -5,7 +5,7 @@
 //! the outgoing frame and written to the tap from there: one copy by us per direction, none in user space.
 
 use std::cell::Cell;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -20,6 +20,7 @@ use crate::flow::id::{FlowId, Key};
 use crate::flow::traffic::Traffic;
 use crate::flow::translate::{self, Protocol};
 use crate::stats::Drop;
+use crate::sys::piece::Piece;
 use crate::sys::stream;
 use crate::tap::frame::MAX_FRAME;
 use crate::tcp::io::{
@@ -393,7 +394,7 @@ impl Io for Host {
         }
     }
 
-    fn send(&mut self, socket: &Socket, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, socket: &Socket, data: &[Piece<'_>]) -> Result<usize, SocketError> {
         stream::send(&socket.fd, data, false).map_err(|e| classify(&e))
     }
 

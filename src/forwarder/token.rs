@@ -10,8 +10,12 @@ use crate::tcp::splice::End;
 /// The source of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Token {
-    /// Frames from the guest.
+    /// The tap, or the connection of the guest.
     Tap,
+    /// The socket where guests connect.
+    Caller,
+    /// A ring of the guest, by its number.
+    Kick(u16),
     /// The monitor: listeners, a report to write, its end.
     Monitor,
     /// A TCP connection's socket.
@@ -48,6 +52,8 @@ impl Token {
             Self::TcpListener(n) => (8, n),
             Self::UdpListener(n) => (9, n),
             Self::Report => (10, 0),
+            Self::Caller => (11, 0),
+            Self::Kick(ring) => (12, u32::from(ring)),
             Self::Splice(id, End::Origin) => (5, id.0),
             Self::Splice(id, End::Target) => (6, id.0),
         };
@@ -68,6 +74,8 @@ impl Token {
             8 => Some(Self::TcpListener(id.0)),
             9 => Some(Self::UdpListener(id.0)),
             10 => Some(Self::Report),
+            11 => Some(Self::Caller),
+            12 => u16::try_from(id.0).ok().map(Self::Kick),
             5 => Some(Self::Splice(id, End::Origin)),
             6 => Some(Self::Splice(id, End::Target)),
             _ => None,

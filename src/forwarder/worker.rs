@@ -5,7 +5,6 @@
 //! answered frame by frame. Fragments are collected until their datagram is whole and then treated like any
 //! other datagram. What cannot be carried is counted with its reason and forgotten.
 
-use std::io;
 use std::os::fd::OwnedFd;
 
 use arrayvec::ArrayVec;
@@ -14,6 +13,7 @@ use nix::sys::epoll::Epoll;
 use super::accept;
 use super::advertise::Advertiser;
 use super::conntrack;
+use super::guest::Guest;
 use super::host::Host;
 use super::icmp_io::PingSocket;
 use super::link::Link;
@@ -37,10 +37,12 @@ use crate::ipc::SupplyLink;
 use crate::log::RateLimit;
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop, Reporter};
+use crate::sys::piece::Piece;
 use crate::tap::batch::{Inbound, MAX_FRAMES};
 use crate::tap::frame::FrameBuf;
-use crate::tap::{self, Tap};
+use crate::tap::{self, Gone, Tap};
 use crate::tcp;
+use crate::tcp::payload::Payload;
 use crate::tcp::splice;
 use crate::udp;
 use crate::wire::dissect::{self, Body, IpPacket, Packet, Upper};
@@ -80,10 +82,14 @@ pub struct Worker {
     /// When to ask for listeners that could not be taken.
     pub(super) ask_at: Option<Instant>,
     pub(super) report: Report,
+    /// The link may have more frames, and no event will say so.
+    pub(super) more: bool,
     /// The report goes on in the next round.
     pub(super) reporting: bool,
     /// How many more visits to a listener will find one connection.
     pub(super) singles: u8,
+    /// Who is at the other end of a socket.
+    pub(super) guest: Guest,
     /// See `accept`.
     pub(super) spare: Option<OwnedFd>,
 }
@@ -158,8 +164,10 @@ impl Worker {
             owes: Owes::default(),
             ask_at: None,
             report: Report::new(ports::RULES),
+            more: false,
             reporting: false,
             singles: 0,
+            guest: Guest::new(None, false),
             spare: accept::spare(),
         }
     }
@@ -169,12 +177,13 @@ impl Worker {
         self.advertiser.begin(now);
     }
 
-    /// The tap has frames.
-    pub(super) fn on_tap(&mut self, now: Instant) -> io::Result<()> {
-        self.host.link.receive(&mut self.batch)?;
+    /// The link has frames.
+    pub(super) fn on_tap(&mut self, now: Instant) -> Result<(), Gone> {
+        self.more = self.host.link.receive(&mut self.batch)?.more;
         let mut sorted = Sorted::default();
-        for (frame, meta) in self.batch.iter() {
-            let result = dissect::dissect(frame).and_then(|packet| {
+        for frame in self.batch.frames() {
+            let missing = frame.len().saturating_sub(frame.bytes.len());
+            let result = dissect::dissect_head(frame.bytes, missing).and_then(|packet| {
                 log::trace!("From the guest: {}", Summary(&packet));
                 self.host.learn(packet.eth.src);
                 match packet.body {
@@ -192,7 +201,7 @@ impl Worker {
                         Ok(())
                     }
                     Body::Ip(ip) => {
-                        if !meta.checksum_settled && !ip.verify_upper_checksum() {
+                        if !frame.meta.checksum_settled && !ip.verify_upper_checksum() {
                             return Err(Drop::Checksum);
                         }
                         self.host.seen.learn(ip.src);
@@ -200,7 +209,8 @@ impl Worker {
                         let whole = Whole {
                             ip,
                             data,
-                            gso_size: meta.gso_size,
+                            rest: frame.rest,
+                            gso_size: frame.meta.gso_size,
                         };
                         sorted.add(&mut self.host, &mut self.icmp, now, &packet, whole)
                     }
@@ -211,6 +221,8 @@ impl Worker {
             }
         }
         sorted.deliver(&mut self.host, &mut self.tcp, &mut self.udp, now);
+        drop(sorted);
+        self.host.link.tap.release(&mut self.batch);
         Ok(())
     }
 
@@ -236,6 +248,7 @@ impl Worker {
             self.advertiser.advertise(&mut self.host, now);
         }
         self.tcp.flush(&mut self.host, now);
+        self.flush_link();
         self.tell_refusals(now);
         if self.reporter.due(now, &self.host.link.counters) {
             log::info!("{}", self.host.link.counters);
@@ -257,7 +270,7 @@ impl Worker {
 
     /// When something has to be done even if nothing happens.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        if self.reporting {
+        if self.reporting || self.more {
             return Some(Instant::default());
         }
         [
@@ -282,6 +295,8 @@ struct Whole<'a> {
     ip: IpPacket<'a>,
     /// What the IP header is followed by.
     data: &'a [u8],
+    /// What follows that, in memory of the guest.
+    rest: &'a [Piece<'a>],
     /// Segment size of a super-frame.
     gso_size: Option<u16>,
 }
@@ -316,6 +331,7 @@ fn collect<'a>(
             Ok(Some(Whole {
                 ip,
                 data,
+                rest: &[],
                 gso_size: None,
             }))
         }
@@ -341,7 +357,12 @@ impl<'a> Sorted<'a> {
         whole: Whole<'a>,
     ) -> Result<(), Drop> {
         let on = host.config.services;
-        let Whole { ip, data, gso_size } = whole;
+        let Whole {
+            ip,
+            data,
+            rest,
+            gso_size,
+        } = whole;
         if let Some(segment) = quote::undelivered(&ip.upper).filter(|_| on.tcp) {
             return (self.undelivered.try_push(segment)).map_err(|_| Drop::QueueFull);
         }
@@ -351,13 +372,19 @@ impl<'a> Sorted<'a> {
                     src: Endpoint::new(ip.src, repr.src_port),
                     dst: Endpoint::new(ip.dst, repr.dst_port),
                     repr,
-                    payload,
+                    payload: Payload::new(
+                        Piece::new(payload),
+                        rest,
+                        payload.len().saturating_add(ip.missing),
+                    ),
                     l3: ip.l3,
                     hop_limit: ip.hop_limit,
                     tos: ip.tos,
                 };
                 self.tcp.try_push(segment).map_err(|_| Drop::QueueFull)
             }
+            // Only TCP comes in pieces.
+            _ if ip.missing > 0 => Err(Drop::Unsupported),
             Upper::Udp { repr, .. }
                 if SERVICE_PORTS.contains(&repr.dst_port) && host.serve(packet)? =>
             {

@@ -10,7 +10,7 @@ use nix::unistd::setsid;
 
 use super::error::{LaunchError, Reason, cannot, chain};
 use crate::config::Config;
-use crate::forwarder::{Forwarder, Inherited};
+use crate::forwarder::{Forwarder, Inherited, LinkPlan};
 use crate::ipc;
 use crate::monitor;
 use crate::sandbox::{self, Needs, Role};
@@ -101,11 +101,11 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     }
     // Only the maps needed our own files in /proc; nobody who shares our user looks in from here on.
     nix::sys::prctl::set_dumpable(false).map_err(|e| e.desc().to_owned())?;
-    let (tap, offloads) = plan.tap.unzip();
     let inherited = Inherited {
-        tap,
+        link: plan.tap.map_or(LinkPlan::Off, |(tap, offloads)| {
+            LinkPlan::Tun(tap, offloads)
+        }),
         agent: Some(plan.agent),
-        offloads: offloads.unwrap_or_default(),
         control,
         pcap: plan.pcap.map(OwnedFd::from),
         seed: random::seed().map_err(plain)?,

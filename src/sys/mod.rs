@@ -11,6 +11,7 @@ pub mod fd;
 pub mod ids;
 pub mod listen;
 pub mod mmsg;
+pub mod piece;
 pub mod pipe;
 pub mod process;
 pub mod random;

@@ -8,7 +8,7 @@
     reason = "system calls nix does not wrap, or not without allocating"
 )]
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -17,6 +17,7 @@ use std::ptr;
 use libc::{c_int, c_void, socklen_t};
 
 use super::cmsg::{ADDR_LEN, emit_sockaddr, parse_sockaddr};
+use super::piece::Piece;
 
 /// SO_PEEK_OFF (linux/socket.h).
 const SO_PEEK_OFF: c_int = 42;
@@ -331,10 +332,10 @@ pub fn info(fd: impl AsFd) -> io::Result<TcpInfo> {
 ///
 /// # Errors
 /// As sendmsg(2); `WouldBlock` when the send buffer is full. At most 1024 buffers (IOV_MAX).
-pub fn send(fd: impl AsFd, bufs: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+pub fn send(fd: impl AsFd, bufs: &[Piece<'_>], more: bool) -> io::Result<usize> {
     // SAFETY: msghdr is plain data for which all-zeroes is valid (no name, no control).
     let mut msg: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    // IoSlice is ABI-compatible with iovec; sendmsg only reads through the pointer.
+    // A piece is an iovec; sendmsg only reads through the pointer.
     msg.msg_iov = bufs.as_ptr().cast_mut().cast();
     msg.msg_iovlen = bufs.len();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
@@ -531,7 +532,7 @@ mod tests {
     fn info_counts_what_the_peer_acknowledged() {
         let (s, mut peer) = pair();
         assert_eq!(
-            send(&s, &[IoSlice::new(b"abc"), IoSlice::new(b"defg")], false).unwrap(),
+            send(&s, &[Piece::new(b"abc"), Piece::new(b"defg")], false).unwrap(),
             7
         );
         let mut got = [0; 7];

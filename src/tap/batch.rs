@@ -3,8 +3,17 @@
 //! One arena, filled from the front: small frames lie next to each other instead of 64 KiB apart, so
 //! a batch of acknowledgements touches a few cache lines. The payload of a frame is sent to a socket
 //! straight from here; nothing refers to the arena once the batch has been handled.
+//!
+//! Of a large frame in the guest's own memory only the head is here, copied once so that it cannot change any more; the
+//! rest is named by [`Piece`]s and goes from there to the socket. The batch keeps that memory mapped
+//! until it is cleared.
+
+use std::any::Any;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+
+use crate::sys::piece::Piece;
 
 /// Most frames in one batch.
 pub const MAX_FRAMES: usize = 64;
@@ -14,6 +23,8 @@ pub const SLOT: usize = 65_600;
 /// it is sent.
 pub const BYTE_BUDGET: usize = 1 << 20;
 
+/// Most pieces of all frames together.
+const MAX_PIECES: usize = 2048;
 const ARENA: usize = BYTE_BUDGET + SLOT;
 const ALIGN: usize = 64;
 
@@ -26,10 +37,39 @@ pub struct Meta {
     pub gso_size: Option<u16>,
 }
 
+/// A frame of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// From the Ethernet header on: all of it, or its head.
+    pub bytes: &'a [u8],
+    /// What follows `bytes`. If there is anything, the frame is TCP, `bytes` has all headers, and the checksum is settled.
+    pub rest: &'a [Piece<'a>],
+    /// What the link said about it.
+    pub meta: Meta,
+}
+
+impl Frame<'_> {
+    /// Length of the whole frame in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rest.iter().fold(self.bytes.len(), |sum, piece| {
+            sum.saturating_add(piece.len())
+        })
+    }
+
+    /// No bytes?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     start: usize,
     len: usize,
+    /// Its pieces: the first, and how many.
+    pieces: (usize, usize),
     meta: Meta,
 }
 
@@ -39,6 +79,9 @@ pub struct Inbound {
     arena: Box<[u8]>,
     used: usize,
     frames: ArrayVec<Slot, MAX_FRAMES>,
+    pieces: Vec<Piece<'static>>,
+    /// What the pieces are in.
+    memory: Option<Arc<dyn Any>>,
 }
 
 impl Inbound {
@@ -49,6 +92,8 @@ impl Inbound {
             arena: vec![0; ARENA].into_boxed_slice(),
             used: 0,
             frames: ArrayVec::new(),
+            pieces: Vec::with_capacity(MAX_PIECES),
+            memory: None,
         }
     }
 
@@ -56,6 +101,8 @@ impl Inbound {
     pub fn clear(&mut self) {
         self.used = 0;
         self.frames.clear();
+        self.pieces.clear();
+        self.memory = None;
     }
 
     /// Room for one more frame of any size, or `None` when the batch is full.
@@ -68,11 +115,38 @@ impl Inbound {
 
     /// Take what was just written to [`Self::room`]: the frame is `len` bytes from `skip` on.
     pub fn commit(&mut self, skip: usize, len: usize, meta: Meta) {
+        self.commit_head(skip, len, &[], meta);
+    }
+
+    /// The same for the head of a frame whose other bytes are `rest`, in memory the batch was told to [`Self::hold`].
+    /// `false`: it has no room for them, and does not take the frame.
+    pub fn commit_head(
+        &mut self,
+        skip: usize,
+        len: usize,
+        rest: &[Piece<'static>],
+        meta: Meta,
+    ) -> bool {
         let start = self.used.saturating_add(skip);
         let end = start.saturating_add(len);
-        if self.frames.try_push(Slot { start, len, meta }).is_ok() {
-            self.used = end.next_multiple_of(ALIGN);
+        let first = self.pieces.len();
+        if rest.len() > MAX_PIECES.saturating_sub(first) || self.frames.is_full() {
+            return false;
         }
+        self.pieces.extend_from_slice(rest);
+        self.frames.push(Slot {
+            start,
+            len,
+            pieces: (first, rest.len()),
+            meta,
+        });
+        self.used = end.next_multiple_of(ALIGN);
+        true
+    }
+
+    /// Keep `memory` until the batch is cleared: pieces of it follow.
+    pub fn hold(&mut self, memory: Arc<dyn Any>) {
+        self.memory = Some(memory);
     }
 
     /// How many frames there are.
@@ -87,11 +161,15 @@ impl Inbound {
         self.frames.is_empty()
     }
 
-    /// The frames, from the Ethernet header on, in the order they were read.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Meta)> {
+    /// The frames, in the order they were read.
+    pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         self.frames.iter().filter_map(|s| {
-            let frame = self.arena.get(s.start..)?.get(..s.len)?;
-            Some((frame, s.meta))
+            let (first, count) = s.pieces;
+            Some(Frame {
+                bytes: self.arena.get(s.start..)?.get(..s.len)?,
+                rest: self.pieces.get(first..)?.get(..count)?,
+                meta: s.meta,
+            })
         })
     }
 }
@@ -122,8 +200,8 @@ mod tests {
             );
         }
         let got: Vec<_> = b
-            .iter()
-            .map(|(f, m)| (f.to_vec(), m.checksum_settled))
+            .frames()
+            .map(|f| (f.bytes.to_vec(), f.meta.checksum_settled))
             .collect();
         assert_eq!(
             got,

@@ -23,7 +23,9 @@ pub mod segment;
 pub mod tun;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
 
 use self::batch::Inbound;
 use self::frame::FrameBuf;
@@ -41,6 +43,64 @@ pub struct Offloads {
     pub uso: bool,
 }
 
+/// What a [`Tap::receive`] did besides filling the batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Received {
+    /// Frames the link lost because it could not describe them.
+    pub odd: usize,
+    /// There may be more, and no event will say so.
+    pub more: bool,
+}
+
+/// Why there is nobody at the other end any more. The words follow "guest's connection".
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Gone {
+    /// End of file.
+    #[error("closed")]
+    Closed,
+    /// It sent what it must not.
+    #[error("dropped: {0}")]
+    Malformed(&'static str),
+    /// A call failed.
+    #[error("lost: {}", .0.desc())]
+    Failed(Errno),
+}
+
+impl From<Errno> for Gone {
+    fn from(e: Errno) -> Self {
+        Self::Failed(e)
+    }
+}
+
+/// What news from the connection of a link meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Connection {
+    /// There are frames to [`Tap::receive`].
+    Frames,
+    /// It has been seen to.
+    Quiet,
+}
+
+/// What a descriptor of a link, other than its connection, stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The guest has put something into this ring, by its number: even ones lead to the guest, odd ones come from it.
+    Kick(u16),
+}
+
+/// Who waits for descriptors.
+pub trait Watch {
+    /// Report whenever `fd` is signalled, once each time; nobody reads it.
+    ///
+    /// # Errors
+    /// epoll_ctl(2).
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
+
+    /// No longer. To be called before `fd` is closed: others may have the same file open, and then closing alone does
+    /// not end the watch.
+    fn unwatch(&self, fd: BorrowedFd<'_>);
+}
+
 /// A link to the guest.
 #[derive(Debug)]
 pub enum Tap {
@@ -51,6 +111,12 @@ pub enum Tap {
 }
 
 impl Tap {
+    /// A link over a UNIX stream socket, with nobody at the other end yet.
+    #[must_use]
+    pub fn for_socket(_vhost_user: bool) -> Self {
+        Self::Off
+    }
+
     /// What the link does for us.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
@@ -60,15 +126,21 @@ impl Tap {
         }
     }
 
-    /// Read frames until there are none, the batch is full, or its byte budget is spent; how many frames the
-    /// link lost because it could not describe them.
+    /// Read frames until there are none, the batch is full, or its byte budget is spent.
     ///
     /// # Errors
-    /// Whatever read(2) says other than "try again": the device is gone.
-    pub fn receive(&mut self, batch: &mut Inbound) -> io::Result<usize> {
+    /// The device, or whoever was connected, is gone.
+    pub fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
         match self {
             Self::Tun(t) => t.receive(batch),
-            Self::Off => Ok(0),
+            Self::Off => Ok(Received::default()),
+        }
+    }
+
+    /// The engines are done with the frames of a batch: whatever the link lent is given back.
+    pub fn release(&mut self, batch: &mut Inbound) {
+        match self {
+            Self::Tun(_) | Self::Off => batch.clear(),
         }
     }
 
@@ -83,12 +155,63 @@ impl Tap {
         }
     }
 
-    /// The descriptor to wait on.
+    /// The descriptor to wait on: the device, or the connection while there is one.
     #[must_use]
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tun(t) => Some(t.as_fd()),
             Self::Off => None,
+        }
+    }
+
+    /// Somebody has connected; there is nobody yet.
+    ///
+    /// # Errors
+    /// It cannot be served.
+    pub fn connect(&mut self, _client: OwnedFd) -> Result<(), Gone> {
+        match self {
+            // Nobody connects to these.
+            Self::Tun(_) | Self::Off => Err(Gone::Closed),
+        }
+    }
+
+    /// Let go of the connection and of everything that came by it.
+    pub fn disconnect(&mut self, _watch: &dyn Watch) {
+        match self {
+            Self::Tun(_) | Self::Off => {}
+        }
+    }
+
+    /// The descriptor has something to read.
+    ///
+    /// # Errors
+    /// Whoever was connected is gone.
+    pub fn on_connection(&mut self, _watch: &dyn Watch) -> Result<Connection, Gone> {
+        match self {
+            Self::Tun(_) => Ok(Connection::Frames),
+            Self::Off => Ok(Connection::Quiet),
+        }
+    }
+
+    /// The descriptor has room again, after [`Self::blocked`].
+    pub fn on_writable(&mut self) {
+        match self {
+            Self::Tun(_) | Self::Off => {}
+        }
+    }
+
+    /// Nothing can be sent until the descriptor has room.
+    #[must_use]
+    pub fn blocked(&self) -> bool {
+        match self {
+            Self::Tun(_) | Self::Off => false,
+        }
+    }
+
+    /// Everything to be said in this round has been: what was gathered goes now, and the guest is told of it.
+    pub fn flush(&mut self) {
+        match self {
+            Self::Tun(_) | Self::Off => {}
         }
     }
 }

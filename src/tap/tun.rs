@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::unistd;
 
-use super::Offloads;
 use super::batch::{BYTE_BUDGET, Inbound, MAX_FRAMES, Meta};
 use super::frame::FrameBuf;
+use super::{Gone, Offloads, Received};
 use crate::wire::virtio_net::{self, Gso};
 
 /// Where frames come one at a time (request and response), asking for a second one is a wasted call: after a
@@ -48,16 +48,17 @@ impl Tun {
         self.fd.as_fd()
     }
 
-    pub(super) fn receive(&mut self, batch: &mut Inbound) -> io::Result<usize> {
+    pub(super) fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
+        let received = |odd| Received { odd, more: false };
         let (mut bytes, mut odd) = (0_usize, 0_usize);
         while bytes < BYTE_BUDGET {
             if self.singles > 0 && !batch.is_empty() {
                 self.singles = self.singles.saturating_sub(1);
-                return Ok(odd);
+                return Ok(received(odd));
             }
             let Some(room) = batch.room() else { break };
             let n = match unistd::read(&self.fd, room) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Err(Gone::Closed),
                 Ok(n) => n,
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => continue,
@@ -89,7 +90,7 @@ impl Tun {
             );
         }
         self.singles = if batch.len() == 1 { TRUSTED_SINGLES } else { 0 };
-        Ok(odd)
+        Ok(received(odd))
     }
 
     pub(super) fn send(&mut self, frame: &FrameBuf) -> io::Result<()> {
@@ -117,7 +118,7 @@ mod tests {
         let mut tun = Tun::new(odd, Offloads::default());
         let mut batch = Inbound::new();
         for _ in 0..3 {
-            assert_eq!(tun.receive(&mut batch).unwrap(), MAX_FRAMES);
+            assert_eq!(tun.receive(&mut batch).unwrap().odd, MAX_FRAMES);
             assert!(batch.is_empty());
         }
     }

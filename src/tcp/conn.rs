@@ -93,6 +93,11 @@ impl Facts {
     /// The kernel was asked about the way to the peer.
     pub const ASKED: Self = Self(1 << 28);
 
+    /// The link has just refused a frame with data.
+    pub const REFUSED: Self = Self(1 << 29);
+    /// In the engine's list of connections that wait for the link to have room.
+    pub const PARKED: Self = Self(1 << 30);
+
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }

@@ -7,23 +7,23 @@
 //! Order of checks as RFC 9293 section 3.10.7.4 with the stricter RFC 5961: a RST must hit the expected sequence
 //! number exactly, a SYN in an established connection never kills it, both earn a challenge ACK otherwise.
 
-use std::io::IoSlice;
-
 use super::conn::{Conn, Ctx, Facts};
 use super::io::{Io, Segment, SocketError};
 use super::moment::Moment;
+use super::payload::MAX_PIECES;
 use crate::clock::Instant;
 use crate::stats::Drop;
+use crate::sys::piece::Piece;
 use crate::wire::tcp::{Flags, Repr, Seq};
 
 /// Most slices one send takes.
-const RUN: usize = 64;
+const RUN: usize = MAX_PIECES;
 /// How far behind `snd_una` an acknowledgement may be and still count as merely old (RFC 5961 section 5).
 const OLD_ACK: u32 = 1 << 24;
 
 /// In-order payload that was noted and not offered to the socket yet.
 pub(super) struct Run<'a> {
-    slices: [IoSlice<'a>; RUN],
+    slices: [Piece<'a>; RUN],
     count: usize,
     bytes: usize,
     /// Where it begins.
@@ -35,7 +35,7 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new() -> Self {
         Self {
-            slices: [IoSlice::new(&[]); RUN],
+            slices: [Piece::EMPTY; RUN],
             count: 0,
             bytes: 0,
             start: Seq(0),
@@ -43,18 +43,21 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn push(&mut self, seq: Seq, data: &'a [u8]) {
-        if let Some(slot) = self.slices.get_mut(self.count) {
-            *slot = IoSlice::new(data);
-            if self.count == 0 {
-                self.start = seq;
-            }
-            self.count = self.count.saturating_add(1);
-            self.bytes = self.bytes.saturating_add(data.len());
+    /// `false`: it is full.
+    fn push(&mut self, seq: Seq, data: Piece<'a>) -> bool {
+        let Some(slot) = self.slices.get_mut(self.count) else {
+            return false;
+        };
+        *slot = data;
+        if self.count == 0 {
+            self.start = seq;
         }
+        self.count = self.count.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(data.len());
+        true
     }
 
-    fn slices(&self) -> &[IoSlice<'a>] {
+    fn slices(&self) -> &[Piece<'a>] {
         self.slices.get(..self.count).unwrap_or_default()
     }
 }
@@ -259,24 +262,24 @@ impl<S> Conn<S> {
         if segment.payload.is_empty() && !fin {
             return;
         }
-        if run.count == RUN {
+        if run.count.saturating_add(segment.payload.count()) > RUN {
             self.flush_run(ctx, run);
         }
         let mut seq = segment.repr.seq;
-        let mut data = segment.payload;
+        let mut skip = 0;
         if seq.lt(self.rcv_nxt) {
-            let known = usize::try_from(self.rcv_nxt.distance(seq)).unwrap_or(usize::MAX);
-            data = data.get(known..).unwrap_or_default();
+            skip = usize::try_from(self.rcv_nxt.distance(seq)).unwrap_or(usize::MAX);
             seq = self.rcv_nxt;
             self.set(Facts::ACK_NOW);
         }
+        let mut length = segment.payload.len().saturating_sub(skip);
         if self.is(Facts::GUEST_FIN) {
             return;
         }
         let room = usize::try_from(self.edge.offset(seq)).unwrap_or(0);
-        let cut = data.len() > room;
+        let cut = length > room;
         if cut {
-            data = data.get(..room).unwrap_or_default();
+            length = room;
             self.set(Facts::ACK_NOW);
             ctx.io.drop(Drop::OutOfWindow);
         }
@@ -297,24 +300,30 @@ impl<S> Conn<S> {
             self.set(Facts::ACK_NOW);
             run.gaps = run.gaps.saturating_add(1);
         }
-        if data.is_empty() {
+        if length == 0 {
             return;
         }
         self.traffic.packets_out = self.traffic.packets_out.saturating_add(1);
-        let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+        let size = u16::try_from(length).unwrap_or(u16::MAX);
         self.frame_size = self
             .frame_size
             .saturating_sub(self.frame_size / 8)
-            .saturating_add(length / 8)
+            .saturating_add(size / 8)
             .max(1);
-        if seq == self.rcv_nxt {
-            run.push(seq, data);
-            self.rcv_nxt = self.rcv_nxt.add(u32::try_from(data.len()).unwrap_or(0));
-        } else {
-            let stored = ctx.pool.insert(&mut self.kept, seq, data, false);
-            if usize::try_from(stored).unwrap_or(0) < data.len() {
+        for data in segment.payload.pieces(skip, length) {
+            let count = u32::try_from(data.len()).unwrap_or(0);
+            let took = if seq == self.rcv_nxt {
+                let took = run.push(seq, data);
+                self.rcv_nxt = self.rcv_nxt.add(if took { count } else { 0 });
+                took
+            } else {
+                ctx.pool.insert(&mut self.kept, seq, data, false) == count
+            };
+            if !took {
                 ctx.io.drop(Drop::NoBuffer);
+                break;
             }
+            seq = seq.add(count);
         }
     }
 
@@ -363,10 +372,8 @@ impl<S> Conn<S> {
         let mut at = run.start.add(u32::try_from(skip).unwrap_or(0));
         let mut skip = skip;
         for slice in run.slices() {
-            let Some(data) = slice.get(skip.min(slice.len())..) else {
-                break;
-            };
-            skip = skip.saturating_sub(slice.len());
+            let (sent, data) = slice.split_at(skip);
+            skip = skip.saturating_sub(sent.len());
             let stored = ctx.pool.insert(&mut self.kept, at, data, true);
             at = at.add(stored);
             if usize::try_from(stored).unwrap_or(0) < data.len() {
@@ -379,7 +386,7 @@ impl<S> Conn<S> {
     /// Hand what is kept in order to the socket, as far as it takes it.
     pub fn drain<I: Io<Socket = S>>(&mut self, ctx: &mut Ctx<'_, I>) {
         while !self.is(Facts::BLOCKED) {
-            let mut slices = [IoSlice::new(&[]); RUN];
+            let mut slices = [Piece::EMPTY; RUN];
             let count = ctx.pool.slices(&self.kept, self.host_nxt, &mut slices);
             let Some(slices) = slices.get(..count).filter(|s| !s.is_empty()) else {
                 return;
@@ -394,12 +401,7 @@ impl<S> Conn<S> {
     }
 
     /// Send; notes whether the socket is full or dead. Returns how many bytes it took.
-    fn offer<I: Io<Socket = S>>(
-        &mut self,
-        io: &mut I,
-        data: &[IoSlice<'_>],
-        bytes: usize,
-    ) -> usize {
+    fn offer<I: Io<Socket = S>>(&mut self, io: &mut I, data: &[Piece<'_>], bytes: usize) -> usize {
         let Some(socket) = &self.socket else { return 0 };
         let taken = match io.send(socket, data) {
             Ok(taken) => taken.min(bytes),

@@ -14,13 +14,13 @@
 //! Guest bytes waiting in a socket are read by peeking ([`Io::relay`]) and thrown away once the guest has them
 //! ([`Io::consume`]): the socket's receive queue is the retransmission buffer.
 
-use std::io::IoSlice;
-
+use super::payload::Payload;
 use crate::addr::Endpoint;
 use crate::config::rules::RuleId;
 use crate::flow::id::{FlowId, Key};
 use crate::flow::traffic::Traffic;
 use crate::stats::Drop;
+use crate::sys::piece::Piece;
 use crate::wire::tcp::{Repr, Seq};
 
 /// One TCP segment (or super-frame) from the guest.
@@ -33,7 +33,7 @@ pub struct Segment<'a> {
     /// The header.
     pub repr: Repr,
     /// The payload: up to 64 KiB, whatever the MTU.
-    pub payload: &'a [u8],
+    pub payload: Payload<'a>,
     /// The IP packet, for quoting in ICMP errors.
     pub l3: &'a [u8],
     /// TTL or hop limit.
@@ -174,7 +174,7 @@ pub trait Io {
     ///
     /// # Errors
     /// As the kernel says.
-    fn send(&mut self, socket: &Self::Socket, data: &[IoSlice<'_>]) -> Result<usize, SocketError>;
+    fn send(&mut self, socket: &Self::Socket, data: &[Piece<'_>]) -> Result<usize, SocketError>;
 
     /// `shutdown(SHUT_WR)`.
     fn shutdown_write(&mut self, socket: &Self::Socket);

@@ -14,8 +14,7 @@
 //! Invariants: ranges are sorted, disjoint and not adjacent; every byte of a range has a chunk; chunks that no
 //! range touches are free.
 
-use std::io::IoSlice;
-
+use crate::sys::piece::Piece;
 use crate::wire::tcp::{SackBlocks, Seq};
 
 /// Bytes in a chunk; a power of two.
@@ -109,7 +108,7 @@ impl Pool {
 
     /// Keep `data`, which begins at `seq`. `in_order` data continues what the socket has or what is kept.
     /// Returns how many bytes were kept, from the first.
-    pub fn insert(&mut self, kept: &mut Kept, seq: Seq, data: &[u8], in_order: bool) -> u32 {
+    pub fn insert(&mut self, kept: &mut Kept, seq: Seq, data: Piece<'_>, in_order: bool) -> u32 {
         if data.is_empty() || !self.open(kept) {
             return 0;
         }
@@ -131,12 +130,12 @@ impl Pool {
                 break;
             };
             let room = usize::try_from(CHUNK.saturating_sub(offset)).unwrap_or(0);
-            let (now, later) = rest.split_at_checked(room).unwrap_or((rest, &[]));
+            let (now, later) = rest.split_at(room);
             let start = memory_at(chunk, offset);
             let Some(target) = self.memory.get_mut(start..start.saturating_add(now.len())) else {
                 break;
             };
-            target.copy_from_slice(now);
+            now.copy_to(target);
             done = done.saturating_add(u32::try_from(now.len()).unwrap_or(0));
             rest = later;
         }
@@ -161,7 +160,7 @@ impl Pool {
     }
 
     /// The bytes kept from `seq` on without a gap, as slices. Returns how many of `out` were set.
-    pub fn slices<'p>(&'p self, kept: &Kept, seq: Seq, out: &mut [IoSlice<'p>]) -> usize {
+    pub fn slices<'p>(&'p self, kept: &Kept, seq: Seq, out: &mut [Piece<'p>]) -> usize {
         let mut left = self.contiguous(kept, seq);
         let mut at = seq;
         let mut number = self.store(kept).map_or(NONE, |s| s.first);
@@ -194,7 +193,7 @@ impl Pool {
             let Some(bytes) = self.memory.get(start..end) else {
                 break;
             };
-            *slot = IoSlice::new(bytes);
+            *slot = Piece::new(bytes);
             count = usize::saturating_add(count, 1);
             left = left.saturating_sub(length);
             at = at.add(length);
@@ -403,9 +402,16 @@ mod tests {
     use super::*;
 
     fn read(pool: &Pool, kept: &Kept, seq: Seq) -> Vec<u8> {
-        let mut out = [IoSlice::new(&[]); 80];
+        let mut out = [Piece::EMPTY; 80];
         let n = pool.slices(kept, seq, &mut out);
-        out[..n].iter().flat_map(|s| s.to_vec()).collect()
+        out[..n]
+            .iter()
+            .flat_map(|piece| {
+                let mut bytes = vec![0; piece.len()];
+                piece.copy_to(&mut bytes);
+                bytes
+            })
+            .collect()
     }
 
     #[test]
@@ -414,13 +420,13 @@ mod tests {
         let mut a = Kept::NONE;
         let mut b = Kept::NONE;
         let data = vec![7; 1 << 20];
-        let first = pool.insert(&mut a, Seq(0), &data, true);
+        let first = pool.insert(&mut a, Seq(0), Piece::new(&data), true);
         assert_eq!(
             first,
             5 * CHUNK,
             "one more would be more than half of the rest"
         );
-        assert!(pool.insert(&mut b, Seq(0), &data, true) >= CHUNK);
+        assert!(pool.insert(&mut b, Seq(0), Piece::new(&data), true) >= CHUNK);
         assert_eq!(pool.contiguous(&a, Seq(0)), first);
         pool.clear(&mut a);
         pool.advance(&mut b, Seq(1 << 22));
@@ -433,13 +439,13 @@ mod tests {
         let mut pool = Pool::new(16 << 16);
         let mut k = Kept::NONE;
         for n in 1..RANGES as u32 {
-            assert_eq!(pool.insert(&mut k, Seq(n * 10), &[1], false), 1);
+            assert_eq!(pool.insert(&mut k, Seq(n * 10), Piece::new(&[1]), false), 1);
         }
-        assert_eq!(pool.insert(&mut k, Seq(5000), &[1], false), 0);
-        assert_eq!(pool.insert(&mut k, Seq(0), &[1], true), 1);
+        assert_eq!(pool.insert(&mut k, Seq(5000), Piece::new(&[1]), false), 0);
+        assert_eq!(pool.insert(&mut k, Seq(0), Piece::new(&[1]), true), 1);
         assert_eq!(pool.sack(&k, Seq(1)).as_slice()[0].0, Seq(10));
         assert_eq!(
-            pool.insert(&mut k, Seq(51), &[1], false),
+            pool.insert(&mut k, Seq(51), Piece::new(&[1]), false),
             1,
             "grows a range"
         );
@@ -467,7 +473,7 @@ mod tests {
                 } else {
                     let at = at.max(front);
                     let data: Vec<u8> = (0..len).map(|i| byte(start.add(at + i as u32))).collect();
-                    let n = pool.insert(&mut kept, start.add(at), &data, false) as usize;
+                    let n = pool.insert(&mut kept, start.add(at), Piece::new(&data), false) as usize;
                     prop_assert!(n <= len);
                     have[at as usize..at as usize + n].fill(true);
                 }

@@ -40,6 +40,7 @@ mod handshake;
 pub mod io;
 mod keep;
 mod moment;
+pub mod payload;
 mod recovery;
 pub mod splice;
 mod timer;
@@ -127,6 +128,8 @@ pub struct Engine<I: Io> {
     to_acknowledge: Vec<FlowId>,
     /// Connections whose socket has more than one turn's worth.
     backlog: VecDeque<FlowId>,
+    /// Connections with data for which the link had no room.
+    parked: Vec<FlowId>,
     /// Per segment of the current batch: whose it is. Entries handled are [`DONE`].
     owners: Vec<u32>,
 }
@@ -147,6 +150,7 @@ impl<I: Io> Engine<I> {
             secret: Keyed::new(limits.seed),
             to_acknowledge: Vec::with_capacity(limits.capacity),
             backlog: VecDeque::with_capacity(limits.capacity),
+            parked: Vec::with_capacity(limits.capacity),
             owners: Vec::with_capacity(BATCH),
             limits,
         }
@@ -362,6 +366,21 @@ impl<I: Io> Engine<I> {
         }
     }
 
+    /// The link has room again: whoever it had none for goes on in the next [`Engine::on_timer`]. Without being told, they
+    /// try again after a millisecond.
+    pub fn on_room(&mut self, io: &mut I, now: Instant) {
+        let mut parked = std::mem::take(&mut self.parked);
+        for id in parked.drain(..) {
+            self.with(io, now, id, |conn, _| {
+                if conn.is(Facts::PARKED) {
+                    conn.clear(Facts::PARKED);
+                    conn.set(Facts::BACKLOG);
+                }
+            });
+        }
+        self.parked = parked;
+    }
+
     /// When [`Engine::on_timer`] is to be called next; in the past while connections wait for their turn.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -409,6 +428,13 @@ impl<I: Io> Engine<I> {
                 self.to_acknowledge.push(id);
             } else {
                 conn.flush_ack(&mut ctx);
+            }
+        }
+        if conn.is(Facts::REFUSED) {
+            conn.clear(Facts::REFUSED);
+            if !conn.is(Facts::PARKED) && self.parked.len() < self.parked.capacity() {
+                conn.set(Facts::PARKED);
+                self.parked.push(id);
             }
         }
         if conn.is(Facts::BACKLOG) && !conn.is(Facts::QUEUED) {

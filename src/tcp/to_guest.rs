@@ -158,6 +158,7 @@ impl<S> Conn<S> {
             Ok(relayed) => {
                 self.peek = self.peek.add(relayed.peeked);
                 if relayed.sent < relayed.peeked {
+                    self.set(Facts::REFUSED);
                     self.chore_at = self.chore_at.min(Moment::after(ctx.now, TAP_RETRY));
                 }
                 Some(relayed)

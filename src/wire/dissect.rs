@@ -68,6 +68,8 @@ pub struct IpPacket<'a> {
     pub l3: &'a [u8],
     /// Set if this is only a part of a packet.
     pub fragment: Option<FragmentInfo>,
+    /// Bytes of the packet that are not in `l3` because they are elsewhere ([`dissect_head`]).
+    pub missing: usize,
     /// What it carries.
     pub upper: Upper<'a>,
 }
@@ -114,10 +116,19 @@ pub enum Upper<'a> {
 /// # Errors
 /// [`Drop::Unsupported`] for another EtherType, otherwise what the layers' parsers find.
 pub fn dissect(frame: &[u8]) -> Result<Packet<'_>, Drop> {
-    let (eth, rest) = ethernet::Header::parse(frame)?;
+    dissect_head(frame, 0)
+}
+
+/// The same for a frame of which `missing` bytes at the end are elsewhere. Slices in the result end where the head does;
+/// how long the packet is, [`IpPacket::missing`] and they say together.
+///
+/// # Errors
+/// As [`dissect`].
+pub fn dissect_head(head: &[u8], missing: usize) -> Result<Packet<'_>, Drop> {
+    let (eth, rest) = ethernet::Header::parse(head)?;
     let body = match eth.ethertype {
-        ethernet::ETHERTYPE_IPV4 => Body::Ip(ip_v4(rest)?),
-        ethernet::ETHERTYPE_IPV6 => Body::Ip(ip_v6(rest)?),
+        ethernet::ETHERTYPE_IPV4 => Body::Ip(ip_v4(rest, missing)?),
+        ethernet::ETHERTYPE_IPV6 => Body::Ip(ip_v6(rest, missing)?),
         ethernet::ETHERTYPE_ARP => Body::Arp(arp::Repr::parse(rest)?.0),
         _ => return Err(Drop::Unsupported),
     };
@@ -126,8 +137,8 @@ pub fn dissect(frame: &[u8]) -> Result<Packet<'_>, Drop> {
 
 /// Take an IPv4 packet apart.
 #[inline(always)]
-fn ip_v4(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
-    let (repr, payload) = ipv4::Repr::parse(data)?;
+fn ip_v4(data: &[u8], missing: usize) -> Result<IpPacket<'_>, Drop> {
+    let (repr, payload) = ipv4::Repr::parse_head(data, missing)?;
     let (header, l3) = split(data, repr.header_len, payload)?;
     let fragment = repr.is_fragment().then(|| FragmentInfo {
         ident: u32::from(repr.ident),
@@ -146,14 +157,15 @@ fn ip_v4(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
         header,
         l3,
         fragment,
+        missing: repr.payload_len.saturating_sub(payload.len()),
         upper,
     })
 }
 
 /// Take an IPv6 packet apart.
 #[inline(always)]
-fn ip_v6(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
-    let (repr, payload) = ipv6::Repr::parse(data)?;
+fn ip_v6(data: &[u8], missing: usize) -> Result<IpPacket<'_>, Drop> {
+    let (repr, payload) = ipv6::Repr::parse_head(data, missing)?;
     let (header, l3) = split(data, repr.header_len, payload)?;
     let fragment = repr
         .fragment
@@ -182,6 +194,7 @@ fn ip_v6(data: &[u8]) -> Result<IpPacket<'_>, Drop> {
         header,
         l3,
         fragment,
+        missing: repr.payload_len.saturating_sub(payload.len()),
         upper,
     })
 }

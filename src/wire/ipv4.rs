@@ -95,6 +95,14 @@ impl Repr {
     /// contradict each other or a fragment that ends beyond 65535 bytes, [`Drop::Checksum`] if the
     /// header's checksum is wrong.
     pub fn parse(data: &[u8]) -> Result<(Self, &[u8]), Drop> {
+        Self::parse_head(data, 0)
+    }
+
+    /// The same where `data` is followed by `missing` bytes that are elsewhere; the payload is what is here of it.
+    ///
+    /// # Errors
+    /// As [`Repr::parse`].
+    pub fn parse_head(data: &[u8], missing: usize) -> Result<(Self, &[u8]), Drop> {
         let (raw, _) = Raw::ref_from_prefix(data).map_err(|_| Drop::Truncated)?;
         let header_len = usize::from(raw.version_ihl & 0x0f).saturating_mul(4);
         if raw.version_ihl >> 4 != 4 || header_len < HEADER_LEN {
@@ -102,7 +110,10 @@ impl Repr {
         }
         let total_len = usize::from(raw.total_len.get());
         let payload_len = total_len.checked_sub(header_len).ok_or(Drop::Malformed)?;
-        let packet = data.get(..total_len).ok_or(Drop::Truncated)?;
+        if total_len > data.len().saturating_add(missing) {
+            return Err(Drop::Truncated);
+        }
+        let packet = data.get(..total_len).unwrap_or(data);
         let (header, payload) = packet.split_at_checked(header_len).ok_or(Drop::Truncated)?;
         if !checksum::verify(header, checksum::Sum::ZERO) {
             return Err(Drop::Checksum);

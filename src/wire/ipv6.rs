@@ -166,14 +166,25 @@ impl Repr {
     /// [`Drop::Truncated`] if data is missing, [`Drop::Malformed`] for another version, a jumbogram, a
     /// fragment that ends beyond 65535 bytes, and what [`follow`] refuses.
     pub fn parse(data: &[u8]) -> Result<(Self, &[u8]), Drop> {
+        Self::parse_head(data, 0)
+    }
+
+    /// The same where `data` is followed by `missing` bytes that are elsewhere; the payload is what is here of it.
+    ///
+    /// # Errors
+    /// As [`Repr::parse`].
+    pub fn parse_head(data: &[u8], missing: usize) -> Result<(Self, &[u8]), Drop> {
         let (raw, rest) = Raw::ref_from_prefix(data).map_err(|_| Drop::Truncated)?;
         let first = raw.version_class_flow.get();
         if first >> 28 != 6 {
             return Err(Drop::Malformed);
         }
-        let payload = rest
-            .get(..usize::from(raw.payload_len.get()))
-            .ok_or(Drop::Truncated)?;
+        let stated = usize::from(raw.payload_len.get());
+        if stated > rest.len().saturating_add(missing) {
+            return Err(Drop::Truncated);
+        }
+        let payload = rest.get(..stated).unwrap_or(rest);
+        let elsewhere = stated.saturating_sub(payload.len());
         let mut chain = Chain {
             protocol: raw.next_header,
             fragment: None,
@@ -204,7 +215,7 @@ impl Repr {
             traffic_class,
             flow_label: first & 0x000f_ffff,
             fragment: chain.fragment,
-            payload_len: chain.payload.len(),
+            payload_len: chain.payload.len().saturating_add(elsewhere),
             header_len: HEADER_LEN
                 .saturating_add(payload.len().saturating_sub(chain.payload.len())),
         };

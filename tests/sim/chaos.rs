@@ -4,22 +4,23 @@
 //! were sent; no acknowledgement of what was not sent; no window edge that moves back; memory stays within
 //! its bounds; and a RST at the acknowledged sequence number ends a connection and gives everything back.
 
-use std::io::IoSlice;
-
 use passt::addr::Endpoint;
 use passt::clock::Instant;
 use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
 use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
+use passt::sys::piece::Piece;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
+use passt::tcp::payload::Payload;
 use passt::tcp::{Arrival, Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Flags, Options, Repr, SackBlocks, Seq};
 use proptest::prelude::*;
 
 use crate::rng::{Pattern, Rng};
+use crate::{bytes_of, divide};
 
 const FLOWS: usize = 3;
 
@@ -109,7 +110,7 @@ impl Io for Wild {
         }
     }
 
-    fn send(&mut self, n: &usize, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, n: &usize, data: &[Piece<'_>]) -> Result<usize, SocketError> {
         let total: usize = data.iter().map(|s| s.len()).sum();
         let takes = match self.rng.below(20) {
             0 => return Err(SocketError::Reset),
@@ -122,7 +123,7 @@ impl Io for Wild {
             flow.open && flow.connected && !flow.shut,
             "send at the wrong time"
         );
-        let bytes: Vec<u8> = data.iter().flat_map(|s| s.to_vec()).take(takes).collect();
+        let bytes: Vec<u8> = data.iter().flat_map(bytes_of).take(takes).collect();
         assert!(
             self.pattern.check(flow.taken, &bytes),
             "not the guest's stream"
@@ -403,11 +404,12 @@ impl Chaos {
             urgent: 7,
             options,
         };
+        let (first, rest) = divide(&payload);
         let segment = Segment {
             src: end,
             dst: remote,
             repr,
-            payload: &payload,
+            payload: Payload::new(first, &rest, payload.len()),
             l3: &[],
             hop_limit: 64,
             tos: 0,

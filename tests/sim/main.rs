@@ -21,8 +21,23 @@ mod socket;
 mod world;
 
 use guest::Behaviour;
+use passt::sys::piece::Piece;
 use socket::Peer;
 use world::{Outcome, Scenario, Tap, World};
+
+/// What a piece of memory holds.
+fn bytes_of(piece: &Piece<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; piece.len()];
+    piece.copy_to(&mut bytes);
+    bytes
+}
+
+/// A payload in up to four pieces, as the super-frame of a guest with shared memory comes.
+fn divide(payload: &[u8]) -> (Piece<'_>, Vec<Piece<'_>>) {
+    let (first, rest) = payload.split_at(payload.len() / 7);
+    let rest = rest.chunks(payload.len() / 3 + 1).map(Piece::new).collect();
+    (Piece::new(first), rest)
+}
 
 const RTTS: [u64; 6] = [0, 50, 200, 1000, 20_000, 200_000];
 const LOSSES: [u32; 3] = [0, 10, 200];

@@ -1,7 +1,6 @@
 //! One test per situation that user-mode TCP has been known to get wrong, segment by segment.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
@@ -9,11 +8,15 @@ use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
 use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
+use passt::sys::piece::Piece;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
+use passt::tcp::payload::Payload;
 use passt::tcp::{Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Flags, Options, Repr, SackBlocks, Seq};
+
+use crate::{bytes_of, divide};
 
 pub const ISN: u32 = 1_000_000;
 
@@ -32,6 +35,8 @@ pub struct Script {
     pub ended: bool,
     /// A read that begins before this ends here: the place of urgent data.
     pub mark: u32,
+    /// Bytes the link has room for.
+    pub room: u32,
     pub taken: Vec<u8>,
     pub emitted: VecDeque<(Repr, u32)>,
     pub calls: Vec<&'static str>,
@@ -64,16 +69,12 @@ impl Io for Script {
         }
     }
 
-    fn send(&mut self, _: &u8, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, _: &u8, data: &[Piece<'_>]) -> Result<usize, SocketError> {
         if let Some(error) = self.error {
             return Err(error);
         }
         self.calls.push("send");
-        let bytes: Vec<u8> = data
-            .iter()
-            .flat_map(|s| s.to_vec())
-            .take(self.takes)
-            .collect();
+        let bytes: Vec<u8> = data.iter().flat_map(bytes_of).take(self.takes).collect();
         self.taken.extend(&bytes);
         if bytes.is_empty() {
             Err(SocketError::WouldBlock)
@@ -106,8 +107,12 @@ impl Io for Script {
         }
         self.peeked += n;
         self.mss = frame.mss;
-        self.emitted.push_back((frame.repr, n));
-        Ok(Relayed { peeked: n, sent: n })
+        let sent = n.min(self.room);
+        self.room -= sent;
+        if sent > 0 {
+            self.emitted.push_back((frame.repr, sent));
+        }
+        Ok(Relayed { peeked: n, sent })
     }
 
     fn seek(&mut self, _: &u8, offset: u32) {
@@ -195,6 +200,7 @@ impl Test {
             consumed: 0,
             ended: false,
             mark: 0,
+            room: u32::MAX,
             taken: Vec::new(),
             emitted: VecDeque::new(),
             calls: Vec::new(),
@@ -276,13 +282,18 @@ impl Test {
 
     /// Segments that come in one read.
     pub fn batch(&mut self, segments: &[(Repr, &[u8])]) {
+        let pieces: Vec<_> = segments
+            .iter()
+            .map(|(_, payload)| divide(payload))
+            .collect();
         let segments: Vec<_> = segments
             .iter()
-            .map(|&(repr, payload)| Segment {
+            .zip(&pieces)
+            .map(|(&(repr, payload), (first, rest))| Segment {
                 src: Endpoint::new([10, 0, 0, 2].into(), repr.src_port),
                 dst: Endpoint::new([192, 0, 2, 1].into(), repr.dst_port),
                 repr,
-                payload,
+                payload: Payload::new(*first, rest, payload.len()),
                 l3: &[],
                 hop_limit: 64,
                 tos: 0,
@@ -798,6 +809,28 @@ fn a_lone_fin_is_repeated_by_timer_and_not_by_duplicates() {
     t.pass(300);
     let again = t.out();
     assert_eq!((again.flags, again.seq), (fin.flags, fin.seq));
+}
+
+#[test]
+fn a_link_that_refuses_is_used_again_once_it_has_room_and_by_then_is_tried_anyway() {
+    let mut t = Test::open();
+    t.io.room = 3000;
+    t.arrives(10_000);
+    assert_eq!(t.data().1, 3000);
+    t.nothing();
+    t.io.room = 2000;
+    t.engine.on_room(&mut t.io, Instant(t.now));
+    t.engine.on_timer(&mut t.io, Instant(t.now));
+    let (frame, n) = t.data();
+    assert_eq!((frame.seq, n), (t.ack.add(3000), 2000));
+    t.io.room = u32::MAX;
+    t.pass(2);
+    let (frame, n) = t.data();
+    assert_eq!((frame.seq, n), (t.ack.add(5000), 5000));
+    // Told again, nobody is waiting any more.
+    t.engine.on_room(&mut t.io, Instant(t.now));
+    t.engine.on_timer(&mut t.io, Instant(t.now));
+    t.nothing();
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::io::IoSlice;
 
 use passt::addr::Endpoint;
 use passt::clock::Instant;
@@ -10,15 +9,18 @@ use passt::config::rules::RuleId;
 use passt::flow::id::{FlowId, Key};
 use passt::flow::traffic::Traffic;
 use passt::stats::Drop;
+use passt::sys::piece::Piece;
 use passt::tcp::io::{
     ConnectError, Connecting, Info, Outgoing, Relayed, SocketError, Space, Unreachable,
 };
+use passt::tcp::payload::Payload;
 use passt::tcp::{Arrival, Engine, Io, Limits, Readiness, Segment};
 use passt::wire::tcp::{Repr, Seq};
 
 use crate::guest::{Behaviour, Guest, NEVER, Out};
 use crate::rng::{Pattern, Rng};
 use crate::socket::{Net, Peer, Socket};
+use crate::{bytes_of, divide};
 
 /// The tap between guest and us.
 #[derive(Clone, Debug)]
@@ -115,9 +117,10 @@ impl Io for Host {
         }
     }
 
-    fn send(&mut self, socket: &usize, data: &[IoSlice<'_>]) -> Result<usize, SocketError> {
+    fn send(&mut self, socket: &usize, data: &[Piece<'_>]) -> Result<usize, SocketError> {
         self.sends += 1;
-        let slices: Vec<&[u8]> = data.iter().map(|s| &**s).collect();
+        let pieces: Vec<Vec<u8>> = data.iter().map(bytes_of).collect();
+        let slices: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
         self.sockets[*socket]
             .send(self.now, &slices, &self.upload)
             .ok_or(SocketError::WouldBlock)
@@ -413,13 +416,15 @@ impl World {
             .into_iter()
             .filter_map(|n| self.frames[n].take())
             .collect();
+        let pieces: Vec<_> = frames.iter().map(|(_, payload)| divide(payload)).collect();
         let batch: Vec<Segment<'_>> = frames
             .iter()
-            .map(|(repr, payload)| Segment {
+            .zip(&pieces)
+            .map(|((repr, payload), (first, rest))| Segment {
                 src: guest_end(),
                 dst: remote_end(),
                 repr: *repr,
-                payload,
+                payload: Payload::new(*first, rest, payload.len()),
                 l3: &[],
                 hop_limit: 64,
                 tos: 0,
