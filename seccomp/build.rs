@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+mod derive;
+
 use seccompiler::{BpfMap, TargetArch};
 use serde::Deserialize;
 
@@ -54,11 +56,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !ARCHITECTURES.contains(&target.as_str()) {
         return Err(format!("no system call filter for {target}; see seccomp/").into());
     }
-    let policy: BTreeMap<String, Process> =
-        serde_json::from_str(&fs::read_to_string("policy/processes.json")?)?;
+    let policy = derive::expand(&fs::read_to_string("policy/processes.json")?)?;
+    let policy: BTreeMap<String, Process> = serde_json::from_value(policy.into())?;
     let mut out = String::new();
     for arch in ARCHITECTURES {
         let text = fs::read_to_string(Path::new("seccomp").join(format!("{arch}.json")))?;
+        let tables = derive::expand(&text).map_err(|e| format!("seccomp/{arch}.json: {e}"))?;
+        let text = serde_json::Value::from(tables).to_string();
         let kill = compile(&text, arch)?;
         let trap = compile(&text.replace("\"kill_process\"", "\"trap\""), arch)?;
         if !policy
@@ -91,7 +95,7 @@ fn emit(
     kill: &BpfMap,
     trap: &BpfMap,
 ) -> Result<(), Box<dyn Error>> {
-    let sees_traffic = name == "forwarder";
+    let sees_traffic = name.starts_with("forwarder");
     let mut low_ports = false;
     for (set, kept) in &process.capabilities {
         match (set.as_str(), kept.as_slice()) {

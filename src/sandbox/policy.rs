@@ -7,8 +7,12 @@ use seccompiler::sock_filter;
 /// Which process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// Translates; sees the guest's bytes.
+    /// Translates; sees the guest's bytes. pasta's.
     Forwarder,
+    /// passt's, which has no tap, no ns-agent and nothing to splice.
+    ForwarderStream,
+    /// passt's with vhost-user, which maps the guest's memory.
+    ForwarderVhostUser,
     /// What the launcher becomes.
     Monitor,
     /// Lives in the target network namespace.
@@ -19,6 +23,8 @@ impl Role {
     pub(super) fn policy(self) -> &'static Policy {
         match self {
             Self::Forwarder => &FORWARDER,
+            Self::ForwarderStream => &FORWARDER_STREAM,
+            Self::ForwarderVhostUser => &FORWARDER_VHOST_USER,
             Self::Monitor => &MONITOR,
             Self::NsAgent => &NS_AGENT,
         }
@@ -28,7 +34,7 @@ impl Role {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Forwarder => "forwarder",
+            Self::Forwarder | Self::ForwarderStream | Self::ForwarderVhostUser => "forwarder",
             Self::Monitor => "monitor",
             Self::NsAgent => "ns-agent",
         }

@@ -12,8 +12,10 @@ use passt::sandbox::{self, Needs, Role};
 use crate::policy::{Rule, filters};
 use crate::syscalls::number;
 
-const ROLES: [(Role, &str); 3] = [
+const ROLES: [(Role, &str); 5] = [
     (Role::Forwarder, "forwarder"),
+    (Role::ForwarderStream, "forwarder_stream"),
+    (Role::ForwarderVhostUser, "forwarder_vhost_user"),
     (Role::Monitor, "monitor"),
     (Role::NsAgent, "ns_agent"),
 ];
@@ -266,6 +268,36 @@ fn arguments_outside_the_rules_kill() {
             Outcome::Killed,
             "{what}"
         );
+    }
+}
+
+#[test]
+fn only_a_guests_memory_is_mapped() {
+    let (read, write, exec) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
+    let guest = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let map = |address: c_long, prot, flags| {
+        let nowhere = -1;
+        let args = [
+            address,
+            4096,
+            c_long::from(prot),
+            c_long::from(flags),
+            nowhere,
+            0,
+        ];
+        tried(Role::ForwarderVhostUser, libc::SYS_mmap, args)
+    };
+    assert_eq!(map(0, read | write, guest), Outcome::Returned(libc::EBADF));
+    for (address, prot, flags) in [
+        (0, read | write | exec, guest),
+        (0, read | exec, guest),
+        (0, read | write, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        (0, read | write, guest | libc::MAP_ANONYMOUS),
+        (0, read | write, guest | libc::MAP_FIXED),
+        (0x10_0000, read | write, guest),
+        (0x1_0000_0000, read | write, guest),
+    ] {
+        assert_eq!(map(address, prot, flags), Outcome::Killed);
     }
 }
 

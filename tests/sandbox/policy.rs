@@ -5,6 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+#[path = "../../seccomp/derive.rs"]
+mod derive;
 
 pub const ARCHITECTURES: [&str; 3] = ["x86_64", "aarch64", "riscv64"];
 
@@ -51,12 +55,18 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
+fn read<T: DeserializeOwned>(path: &Path) -> BTreeMap<String, T> {
+    let text = fs::read_to_string(path).expect("table");
+    let tables = derive::expand(&text).expect("tables");
+    serde_json::from_value(tables.into()).expect("tables of the proper form")
+}
+
 pub fn filters(arch: &str) -> BTreeMap<String, Filter> {
     let path = root().join("seccomp").join(format!("{arch}.json"));
-    serde_json::from_str(&fs::read_to_string(path).expect("filter file")).expect("filters")
+    read(&path)
 }
 
 pub fn processes() -> BTreeMap<String, Process> {
     let path = root().join("policy/processes.json");
-    serde_json::from_str(&fs::read_to_string(path).expect("policy file")).expect("policy")
+    read(&path)
 }
