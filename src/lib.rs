@@ -16,6 +16,7 @@
 //!   wire                            packet formats: bytes in, values out, and back
 //!   ------------------------------
 //!   pesto                           a program of its own: shows and changes what an instance forwards
+//!   qrap                            a program of its own: connects an old qemu to an instance
 //!   config  addr  clock  stats      values everybody shares
 //!   control                         what goes over the control socket
 //!   pcap                            the capture file
@@ -47,6 +48,7 @@ pub mod netlink;
 pub mod pcap;
 pub mod pesto;
 pub mod program;
+pub mod qrap;
 pub mod sandbox;
 pub mod services;
 pub mod stats;

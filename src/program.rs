@@ -1,6 +1,6 @@
 //! The whole program, from argv to the exit status: what each of the thin binaries calls.
 //!
-//! Which program it is, passt or pasta (`pesto` has an entry of its own), is decided by the name it was started
+//! Which program it is, passt or pasta (`pesto` and `qrap` have entries of their own), is decided by the name it was started
 //! under and by nothing else. Errors end here: one line on standard error with everything that led to them, exit
 //! status 1.
 
@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::cli::{self, Invocation};
-use crate::{launcher, pesto as client};
+use crate::{launcher, pesto as client, qrap as wrapper};
 
 /// Print to standard output; a reader that has gone away is not worth an error message.
 fn print(text: &str) -> ExitCode {
@@ -57,6 +57,13 @@ pub fn pesto() -> ExitCode {
         }
         Err(e) => fail(&e.to_string()),
     }
+}
+
+/// `qrap`: ends here only if it could not become qemu.
+#[must_use]
+pub fn qrap() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    fail(&wrapper::run(&argv).to_string())
 }
 
 #[cfg(test)]

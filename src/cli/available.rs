@@ -4,7 +4,6 @@
 //! with the right message. What remains is refused here, in one place, with one line each.
 
 use super::CliError;
-use crate::config::Mode;
 use crate::config::options::Options;
 
 impl Options {
@@ -14,7 +13,7 @@ impl Options {
     ///
     /// The first feature asked for that is missing.
     pub fn check_available(&self) -> Result<(), CliError> {
-        let missing = [("passt mode (virtual machines)", self.mode == Mode::Passt)];
+        let missing = [("vhost-user", self.socket.vhost_user)];
         if let Some((what, _)) = missing.iter().find(|(_, asked)| *asked) {
             return Err(CliError::new(format!("{what} is not available yet")));
         }

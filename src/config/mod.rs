@@ -12,6 +12,7 @@ pub mod ports;
 pub mod resolv;
 mod resolve;
 pub mod rules;
+pub mod socket;
 mod summary;
 pub mod template;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use crate::addr::Mac;
 
 pub use notice::Notice;
 pub use resolve::{ConfigError, Environment, Resolved, ephemeral_ports, resolve};
-pub use summary::summary;
+pub use summary::{Machine, summary};
 
 /// The default MTU of the tap, the largest an IPv4 tap interface takes in multiples the peers use.
 pub const DEFAULT_MTU: u16 = 65520;

@@ -1,17 +1,68 @@
-//! The start-up summary: what the guest gets, in the layout users of the established tools know.
+//! The start-up summary: what the guest gets, in the layout users of the established tools know, and how to start it.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use super::{Mode, Resolved, V4, V6};
 
-/// Several lines, each ended by a newline.
+/// The virtual machine that is to be connected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine {
+    /// Where we wait for it; `None`: it is connected.
+    pub socket: Option<PathBuf>,
+    /// How it is spoken to.
+    pub vhost_user: bool,
+}
+
+/// Several lines, each ended by a newline. `machine`: in passt mode.
 #[must_use]
-pub fn summary(resolved: &Resolved) -> String {
+pub fn summary(resolved: &Resolved, machine: Option<&Machine>) -> String {
     let mut out = String::new();
+    let waiting = machine.and_then(|m| Some((m.socket.as_deref()?, m.vhost_user)));
     // Writing to a string cannot fail.
+    if let Some((path, _)) = waiting {
+        let _ = writeln!(out, "UNIX domain socket bound at {}", path.display());
+    }
     let _ = write_summary(&mut out, resolved);
+    if let Some((path, vhost_user)) = waiting {
+        let _ = write_command(&mut out, path, vhost_user);
+    }
     out
+}
+
+/// What to add to qemu's command line. The words before it are those that scripts wait for.
+fn write_command(out: &mut String, path: &Path, vhost_user: bool) -> std::fmt::Result {
+    // In the value of an option of qemu's a comma is written twice.
+    let path = path.display().to_string().replace(',', ",,");
+    let (words, options): (_, &[&str]) = if vhost_user {
+        (
+            "You can start qemu with:",
+            &[
+                "-m SIZE -object memory-backend-memfd,id=mem,size=SIZE,share=on",
+                "-machine memory-backend=mem",
+                "-netdev vhost-user,id=net,chardev=passt -device virtio-net-pci,netdev=net",
+                "-chardev socket,id=passt,path=",
+            ],
+        )
+    } else {
+        (
+            "You can now start qemu (>= 7.2):",
+            &[
+                "-device virtio-net-pci,netdev=net",
+                "-netdev stream,id=net,server=off,addr.type=unix,addr.path=",
+            ],
+        )
+    };
+    write!(
+        out,
+        "{words}\n    qemu-system-{} ...",
+        std::env::consts::ARCH
+    )?;
+    for option in options {
+        write!(out, " \\\n        {option}")?;
+    }
+    writeln!(out, "{path}")
 }
 
 fn write_summary(out: &mut String, resolved: &Resolved) -> std::fmt::Result {

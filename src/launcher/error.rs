@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cli::CliError;
 use crate::config::ConfigError;
+use crate::config::socket::{SOCKETS, default_socket};
 use crate::ipc::IpcError;
 use crate::netlink::NetlinkError;
 use crate::sandbox::SandboxError;
@@ -16,9 +17,9 @@ pub enum LaunchError {
     /// Not in this version.
     #[error(transparent)]
     Cli(#[from] CliError),
-    /// A socket instead of a namespace.
-    #[error("There is no namespace to connect")]
-    NoNamespace,
+    /// Neither a namespace nor a socket: not with a command line that was parsed.
+    #[error("There is nothing to connect")]
+    NoMachine,
     /// `-P`.
     #[error("Couldn't open PID file {}: {reason}", path.display())]
     PidFile {
@@ -35,7 +36,29 @@ pub enum LaunchError {
         /// The kernel's.
         reason: Reason,
     },
-    /// `-c`, and somebody or something is there.
+    /// `-s`.
+    #[error("Failed to bind UNIX domain socket {}: {reason}", path.display())]
+    GuestSocket {
+        /// As given.
+        path: PathBuf,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// Neither `-s` nor `-F`, and nothing is left.
+    #[error(
+        "Failed to bind UNIX domain socket: {} to {} are all in use (choose another path with --socket)",
+        default_socket(*SOCKETS.start()).display(), default_socket(*SOCKETS.end()).display()
+    )]
+    NoFreeSocket,
+    /// `-F`.
+    #[error("Couldn't use --fd descriptor {number}: {reason}")]
+    GuestDescriptor {
+        /// As given.
+        number: i32,
+        /// The kernel's.
+        reason: Reason,
+    },
+    /// `-c` or `-s`, and somebody or something is there.
     #[error("Socket path {} already in use", .0.display())]
     SocketInUse(PathBuf),
     /// `-l`.

@@ -1,10 +1,11 @@
 //! The start, in order: everything that needs a path, a privilege or a namespace happens here, once.
 //!
-//! [`run`] reads top to bottom. Inherited descriptors are closed; in background mode the caller's process
-//! stays behind and waits; files are opened; the target is opened, or a command is born in namespaces of its
+//! [`run`] reads top to bottom. Inherited descriptors are closed, but for `--fd`; in background mode the caller's process
+//! stays behind and waits; sockets and files are opened; the target is opened, or a command is born in namespaces of its
 //! own; the host's network is read and the configuration decided; the ns-agent goes and makes the tap; privilege
 //! is dropped; the forwarder is cloned, prepared and confined; and the launcher turns into the monitor. The other
-//! processes are forks of this one taken as early as they can be, while it is small.
+//! processes are forks of this one taken as early as they can be, while it is small. passt has a socket for a target, and
+//! no ns-agent.
 //!
 //! What must never happen: a byte of the guest read here; a success reported before tap, addresses,
 //! routes and the confinement of every process are final; a failure that leaves anything behind.
@@ -13,27 +14,31 @@ pub mod confignet;
 pub mod tap;
 
 mod agent;
+mod attach;
 mod background;
 mod command;
-mod control;
 mod error;
 mod files;
+mod guest;
 mod identity;
 mod ports;
+mod socket;
 mod target;
 mod translator;
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 
 use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat;
 
 use crate::addr::Mac;
 use crate::cli::{Options, Target};
-use crate::config::{Environment, Resolved, Verbosity, summary};
-use crate::ipc::{FromAgent, IpcError, TapReport};
+use crate::config::{Environment, Machine, Mode, Resolved, Verbosity, summary};
+use crate::forwarder::LinkPlan;
 use crate::log::{Sinks, Syslog};
 use crate::monitor::{
     self, Control, Facts, Forwarding, Links, Monitor, Neighbours, Signals, Style, Waiting, Watch,
@@ -43,12 +48,12 @@ use crate::sys::fd::{Standard, keep_only, redirect_to_null};
 use crate::sys::ids::Ids;
 use crate::sys::process::{self, Child};
 
-use control::ControlSocket;
 use error::cannot;
 pub use error::{LaunchError, chain};
 use files::PidFile;
+use guest::Guest;
 use ports::Ports;
-use target::Namespaces;
+use socket::{SocketError, SocketFile};
 
 /// Most descriptors the forwarder asks for, however generous the limit: the flow tables end there too.
 const MAX_DESCRIPTORS: u64 = 1 << 20;
@@ -59,7 +64,9 @@ const MAX_DESCRIPTORS: u64 = 1 << 20;
 /// # Errors
 /// [`LaunchError`]: to be printed as one line, with exit status 1.
 pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
-    keep_only(&[]).map_err(cannot("close inherited descriptors"))?;
+    let connected = guest::inherited(&options.socket)?;
+    let keep: Vec<_> = connected.iter().map(AsFd::as_fd).collect();
+    keep_only(&keep).map_err(cannot("close inherited descriptors"))?;
     process::keep_heap();
     process::restore_sigchld();
     let debug = options.verbosity >= Verbosity::Debug;
@@ -90,7 +97,7 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
             .map(|file| (file, format!("{}\n", std::process::id()))),
         parent: caller,
     };
-    let result = start_with_socket(options, style, waiting);
+    let result = start_with_sockets(options, style, waiting, connected);
     if let Some(file) = &pid_file {
         file.remove();
     }
@@ -101,29 +108,75 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
     }
 }
 
-fn start_with_socket(
+/// The sockets in the file system, and those that stand for one.
+struct Sockets {
+    control: Option<OwnedFd>,
+    guest: Option<Guest>,
+}
+
+fn start_with_sockets(
     options: Options,
     style: Style,
     waiting: Waiting,
+    connected: Option<OwnedFd>,
 ) -> Result<std::convert::Infallible, LaunchError> {
-    let Some(path) = &options.conf_path else {
-        return start(options, style, waiting, None);
-    };
-    let (socket, listener) = ControlSocket::create(path)?;
-    let result = start(options, style, waiting, Some(listener));
-    socket.remove();
+    let mut files = Vec::new();
+    let result = open_sockets(&options, connected, &mut files)
+        .and_then(|sockets| start(options, style, waiting, sockets));
+    for file in files {
+        file.remove();
+    }
     result
+}
+
+/// Listen wherever somebody is to find us; `files` is what to remove if the start fails.
+fn open_sockets(
+    options: &Options,
+    connected: Option<OwnedFd>,
+    files: &mut Vec<SocketFile>,
+) -> Result<Sockets, LaunchError> {
+    let mut sockets = Sockets {
+        control: None,
+        guest: connected.map(Guest::Connected),
+    };
+    if let Some(path) = &options.conf_path {
+        let (file, listener) = control_socket(path)?;
+        files.push(file);
+        sockets.control = Some(listener);
+    }
+    if options.mode == Mode::Passt && sockets.guest.is_none() {
+        let (file, guest) = Guest::listen(options.socket.path.as_deref())?;
+        files.push(file);
+        sockets.guest = Some(guest);
+    }
+    Ok(sockets)
+}
+
+/// `-c`: only its owner and root can connect, by its mode, 0600 from the first moment.
+fn control_socket(path: &Path) -> Result<(SocketFile, OwnedFd), LaunchError> {
+    let private = stat::Mode::from_bits_truncate(0o177);
+    SocketFile::listen(path, Some(private)).map_err(|e| match e {
+        SocketError::InUse => LaunchError::SocketInUse(path.to_owned()),
+        SocketError::Kernel(reason) => LaunchError::ControlSocket {
+            path: path.to_owned(),
+            reason,
+        },
+    })
 }
 
 fn start(
     options: Options,
     style: Style,
     waiting: Waiting,
-    control: Option<OwnedFd>,
+    sockets: Sockets,
 ) -> Result<std::convert::Infallible, LaunchError> {
     let identity = identity::choose(options.runas.as_ref())?;
     let pcap = open_files(&options, style)?;
-    let target = open_target(&options, identity)?;
+    let machine = sockets.guest.as_ref().map(|guest| Machine {
+        socket: guest.path().map(Path::to_owned),
+        vhost_user: options.socket.vhost_user,
+    });
+    let attachment = attach::open(&options, identity, sockets.guest)?;
     let resolved = resolve(&options)?;
     let needs = Needs {
         report_violations: options.verbosity == Verbosity::Trace,
@@ -136,26 +189,10 @@ fn start(
         nofile,
         options.conf_path.is_some(),
     )?;
-    let (mut agent, supplied) = agent::start(&agent::Plan {
-        namespaces: &target.namespaces,
-        private: target.command.is_some(),
-        setup: &resolved.netns,
-        tap: !resolved.config.splice.only,
-        ports: &ports,
-        identity,
-        needs,
-    })?;
-    let (command, leash) = match target.command {
-        None => (None, None),
-        Some(command) => {
-            let (child, leash) = command.name_host(resolved.uts_hostname.as_deref())?;
-            (Some(child), Some(leash))
-        }
-    };
-    target::check_alive(&target.watch)?;
+    let mut attached = attachment.begin(&resolved, &ports, (identity, needs))?;
     // Both sides bind at the same time.
     let bound = ports.bind()?;
-    let tap = receive_tap(&mut agent)?;
+    let link = attached.link()?;
     // What usually goes wrong has, and could be tidied up as whoever we were.
     let low_ports = identity::low_ports_later(&resolved.host_rules, options.conf_path.is_some());
     match identity {
@@ -169,33 +206,33 @@ fn start(
         Style::Command => log::Level::Debug,
         Style::Foreground | Style::Background => log::Level::Info,
     };
-    for line in summary(&resolved).lines() {
+    for line in summary(&resolved, machine.as_ref()).lines() {
         log::log!(level, "{line}");
     }
     let inputs = TranslatorInputs {
-        tap,
-        agent: supplied,
+        link,
+        agent: attached.supplied,
         pcap,
         nofile,
         needs,
     };
     let neighbours = follow_neighbours(&resolved);
-    let mut forwarder = translator::start(translator_plan(resolved, inputs))?;
+    let mut forwarder =
+        translator::start(translator_plan(resolved, inputs))?.ending(options.socket.one_off);
     let forwarding = bound.hand_over(&mut forwarder)?;
     // The monitor is long-lived and holds nothing it does not need.
-    drop(target.namespaces);
     drop(options);
     become_monitor(
         Parts {
             forwarder,
-            agent,
-            command,
-            leash,
-            watch: target.watch,
+            agent: attached.agent,
+            command: attached.command,
+            leash: attached.leash,
+            watch: attached.watch,
             forwarding,
             neighbours,
             waiting,
-            control,
+            control: sockets.control,
             low_ports,
         },
         style,
@@ -219,51 +256,6 @@ fn open_files(options: &Options, style: Style) -> Result<Option<File>, LaunchErr
     files::capture_file(options)
 }
 
-/// What we connect, opened.
-struct OpenTarget {
-    namespaces: Namespaces,
-    watch: Watch,
-    command: Option<command::Command>,
-}
-
-fn open_target(options: &Options, identity: Option<Ids>) -> Result<OpenTarget, LaunchError> {
-    let userns = options.userns.as_deref();
-    let watched = |(namespaces, watch)| OpenTarget {
-        namespaces,
-        watch: if options.no_netns_quit {
-            Watch::Nothing
-        } else {
-            watch
-        },
-        command: None,
-    };
-    match &options.target {
-        Target::Socket => Err(LaunchError::NoNamespace),
-        Target::Pid(pid) => target::of_process(*pid, userns, options.netns_only).map(watched),
-        Target::Netns(path) => target::at_path(path, userns).map(watched),
-        Target::Spawn(arguments) => {
-            let root = nix::unistd::geteuid().is_root();
-            // The command runs as the caller, unless --runas names somebody.
-            let ids = match (identity, &options.runas) {
-                (Some(ids), Some(_)) => ids,
-                _ => Ids::current(),
-            };
-            let command = command::Command::start(&command::Plan {
-                command: arguments,
-                no_pidns: options.no_pidns,
-                netns_only: options.netns_only,
-                ids,
-                privileged: root,
-            })?;
-            Ok(OpenTarget {
-                namespaces: target::of_child(command.pid(), options.netns_only)?,
-                watch: Watch::Nothing,
-                command: Some(command),
-            })
-        }
-    }
-}
-
 /// Read the host's network and decide everything.
 fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
     let host = crate::netlink::query_host()?;
@@ -272,27 +264,6 @@ fn resolve(options: &Options) -> Result<Resolved, LaunchError> {
         log::log!(notice.level, "{}", notice.text);
     }
     Ok(resolved)
-}
-
-/// Wait for the ns-agent to have made the tap, or to have found that it is to make none.
-fn receive_tap(agent: &mut monitor::Agent) -> Result<Option<(TapReport, OwnedFd)>, LaunchError> {
-    let received = match &agent.link {
-        Some(link) => link.receive(),
-        None => Err(IpcError::Closed),
-    };
-    match received {
-        Ok((FromAgent::Tap(report), Some(tap))) => {
-            agent.relay_log();
-            Ok(Some((report, tap)))
-        }
-        Ok((FromAgent::NoTap, None)) => Ok(None),
-        Ok(_) => Err(IpcError::Malformed.into()),
-        Err(IpcError::Closed) => {
-            agent.ended();
-            Err(LaunchError::Reported)
-        }
-        Err(e) => Err(e.into()),
-    }
 }
 
 /// As many descriptors as we may have, for us and all we start from here on; a command of ours was born before and keeps
@@ -318,8 +289,8 @@ fn follow_neighbours(resolved: &Resolved) -> Option<Neighbours> {
 
 /// What the forwarder is given besides the configuration.
 struct TranslatorInputs {
-    tap: Option<(TapReport, OwnedFd)>,
-    agent: OwnedFd,
+    link: (LinkPlan, Option<Mac>),
+    agent: Option<OwnedFd>,
     pcap: Option<File>,
     nofile: u64,
     needs: Needs,
@@ -327,17 +298,14 @@ struct TranslatorInputs {
 
 fn translator_plan(resolved: Resolved, inputs: TranslatorInputs) -> translator::Plan {
     let mut config = resolved.config;
-    if let Some((report, _)) = &inputs.tap {
-        config.guest_mac = Some(Mac(report.mac));
-    }
+    let (link, guest_mac) = inputs.link;
+    config.guest_mac = guest_mac.or(config.guest_mac);
     let source_address = config.v4.as_ref().is_some_and(|v4| v4.outbound.is_some())
         || config.v6.as_ref().is_some_and(|v6| v6.outbound.is_some())
         // Who comes from 127.0.0.2 is seen as 127.0.0.2.
         || config.splice.inbound && (config.splice.to_loopback || config.splice.only);
     translator::Plan {
-        tap: inputs
-            .tap
-            .map(|(report, tap)| (tap, agent::decode_offloads(report.offloads))),
+        link,
         agent: inputs.agent,
         nofile: inputs.nofile,
         needs: Needs {
@@ -353,7 +321,7 @@ fn translator_plan(resolved: Resolved, inputs: TranslatorInputs) -> translator::
 /// What the monitor takes over.
 struct Parts {
     forwarder: monitor::Forwarder,
-    agent: monitor::Agent,
+    agent: Option<monitor::Agent>,
     command: Option<Child>,
     leash: Option<File>,
     watch: Watch,

@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::error::{LaunchError, cannot};
-use crate::config::Resolved;
 use crate::config::ports::PortSets;
 use crate::config::rules::{Rules, Table};
+use crate::config::{Mode, Resolved};
 use crate::ipc::Supply;
 use crate::monitor::change::{Gate, Names, Tables};
 use crate::monitor::ports::{Change, Keeper, KeeperContext};
@@ -67,7 +67,7 @@ impl Ports {
             names,
             gate: Gate {
                 context: resolved.context,
-                auto: true,
+                auto: resolved.config.mode == Mode::Pasta,
             },
             host: context(budgets.0),
             splice: context(budgets.1),
@@ -90,7 +90,8 @@ impl Ports {
 
     /// A scanner of the network we are in, if rules of `table`, which follow it, are there or may come.
     pub(super) fn scanner_for(&self, table: Table) -> Result<Option<Scanner>, LaunchError> {
-        (self.open || self.tables.follows(table))
+        // Nobody follows anybody where there is no other side.
+        (self.gate.auto && (self.open || self.tables.follows(table)))
             .then(Scanner::open)
             .transpose()
             .map_err(cannot("look for listening sockets"))

@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::setsid;
 
 use super::error::{LaunchError, Reason, cannot, chain};
-use crate::config::Config;
-use crate::forwarder::{Forwarder, Inherited, LinkPlan};
+use crate::config::{Config, Mode};
+use crate::forwarder::{Forwarder, From, Inherited, LinkPlan};
 use crate::ipc;
 use crate::monitor;
 use crate::sandbox::{self, Needs, Role};
@@ -19,20 +19,34 @@ use crate::sys::ids::{self, Ids};
 use crate::sys::process::{self, Child, Side, clone, exit_now};
 use crate::sys::random;
 use crate::sys::scm;
-use crate::sys::tun::Offloads;
 
 /// What it is given.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) config: Config,
-    /// With what the other end may leave to us; `None`: loopback only.
-    pub(super) tap: Option<(OwnedFd, Offloads)>,
-    /// Its end of the pair with the ns-agent.
-    pub(super) agent: OwnedFd,
+    /// The way to the guest.
+    pub(super) link: LinkPlan,
+    /// Its end of the pair with the ns-agent, if there is one.
+    pub(super) agent: Option<OwnedFd>,
     pub(super) pcap: Option<File>,
     /// Descriptors it may have open.
     pub(super) nofile: u64,
     pub(super) needs: Needs,
+}
+
+impl Plan {
+    /// Which of the forwarders this is.
+    const fn role(&self) -> Role {
+        match self.link {
+            LinkPlan::Tun(..) | LinkPlan::Off => Role::Forwarder,
+            LinkPlan::Socket {
+                vhost_user: false, ..
+            } => Role::ForwarderStream,
+            LinkPlan::Socket {
+                vhost_user: true, ..
+            } => Role::ForwarderVhostUser,
+        }
+    }
 }
 
 /// Start it. The launcher keeps nothing of what the plan holds.
@@ -40,9 +54,10 @@ pub(super) fn start(plan: Plan) -> Result<monitor::Forwarder, LaunchError> {
     let (link, control) = ipc::forwarder_pair()?;
     let (log, log_socket) = scm::seqpacket_pair().map_err(cannot("create a socket pair"))?;
     let ids = Ids::current();
-    match enter_namespaces()? {
+    let role = plan.role();
+    match enter_namespaces(role)? {
         Start::Child(namespaces) => run(plan, ids, namespaces, control, log_socket),
-        Start::Parent(child) => Ok(monitor::Forwarder::new(Role::Forwarder, child, link, log)),
+        Start::Parent(child) => Ok(monitor::Forwarder::new(role, child, link, log)),
     }
 }
 
@@ -52,8 +67,8 @@ enum Start {
 }
 
 /// Clone with as many of the namespaces as this system allows; the ladder judges later.
-fn enter_namespaces() -> Result<Start, LaunchError> {
-    let all = sandbox::namespaces(Role::Forwarder);
+fn enter_namespaces(role: Role) -> Result<Start, LaunchError> {
+    let all = sandbox::namespaces(role);
     let mut last = None;
     for namespaces in [all, all - CloneFlags::CLONE_NEWUSER, CloneFlags::empty()] {
         match clone(namespaces) {
@@ -67,8 +82,16 @@ fn enter_namespaces() -> Result<Start, LaunchError> {
 }
 
 fn run(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd, log: OwnedFd) -> ! {
-    let mut keep = vec![control.as_fd(), log.as_fd(), plan.agent.as_fd()];
-    keep.extend(plan.tap.as_ref().map(|(tap, _)| tap.as_fd()));
+    let mut keep = vec![control.as_fd(), log.as_fd()];
+    keep.extend(plan.agent.as_ref().map(AsFd::as_fd));
+    keep.extend(match &plan.link {
+        LinkPlan::Off => None,
+        LinkPlan::Tun(fd, _)
+        | LinkPlan::Socket {
+            from: From::Listener(fd) | From::Connected(fd),
+            ..
+        } => Some(fd.as_fd()),
+    });
     keep.extend(plan.pcap.as_ref().map(AsFd::as_fd));
     let tidy = keep_only(&keep).and_then(|()| redirect_to_null(Standard::All));
     crate::log::use_channel(log);
@@ -87,7 +110,10 @@ fn plain(e: std::io::Error) -> String {
 }
 
 fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Result<(), String> {
-    process::set_name(c"pasta:forwarder");
+    process::set_name(match plan.config.mode {
+        Mode::Passt => c"passt:forwarder",
+        Mode::Pasta => c"pasta:forwarder",
+    });
     process::die_with_parent(Signal::SIGKILL).map_err(plain)?;
     // Out of the terminal's reach.
     let _ = setsid();
@@ -101,11 +127,10 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     }
     // Only the maps needed our own files in /proc; nobody who shares our user looks in from here on.
     nix::sys::prctl::set_dumpable(false).map_err(|e| e.desc().to_owned())?;
+    let role = plan.role();
     let inherited = Inherited {
-        link: plan.tap.map_or(LinkPlan::Off, |(tap, offloads)| {
-            LinkPlan::Tun(tap, offloads)
-        }),
-        agent: Some(plan.agent),
+        link: plan.link,
+        agent: plan.agent,
         control,
         pcap: plan.pcap.map(OwnedFd::from),
         seed: random::seed().map_err(plain)?,
@@ -119,6 +144,6 @@ fn serve(plan: Plan, ids: Ids, namespaces: CloneFlags, control: OwnedFd) -> Resu
     let mut forwarder =
         ManuallyDrop::new(Forwarder::prepare(plan.config, inherited).map_err(|e| chain(&e))?);
     let own_mounts = namespaces.contains(CloneFlags::CLONE_NEWNS);
-    let confined = sandbox::confine(Role::Forwarder, own_mounts, needs).map_err(|e| chain(&e))?;
+    let confined = sandbox::confine(role, own_mounts, needs).map_err(|e| chain(&e))?;
     forwarder.run(&confined).map_err(|e| chain(&e))
 }

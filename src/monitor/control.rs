@@ -40,7 +40,7 @@ pub trait Instance {
     /// The rules of a table.
     fn rules(&self, table: Table) -> &Rules;
 
-    /// What rules of a table may ask for, and whether they may follow the other side's listeners.
+    /// What rules of a table may ask for, and whether there is another side whose listeners they may follow (pasta).
     fn context(&self, table: Table) -> (Context, bool);
 
     /// Replace both tables. If that is [`Progress::Pending`], [`Control::finished`] is to be told the end.
@@ -210,7 +210,7 @@ impl Control {
         self.sent = 0;
         put_greeting(
             &mut self.output,
-            [Table::Host, Table::Splice].map(|table| {
+            Self::tables(instance).map(|table| {
                 (
                     table,
                     capabilities(instance.context(table)),
@@ -224,6 +224,13 @@ impl Control {
             stage: Stage::Greeting,
             deadline: now.checked_add(PATIENCE).unwrap_or(now),
         });
+    }
+
+    /// Those it has: without another side to follow there is no way out of it either.
+    fn tables(instance: &dyn Instance) -> impl Iterator<Item = Table> {
+        [Table::Host, Table::Splice]
+            .into_iter()
+            .filter(|table| *table == Table::Host || instance.context(*table).1)
     }
 
     fn dismiss(&mut self, done: &Done) {
@@ -375,6 +382,9 @@ impl Control {
 fn tables(update: &Update, instance: &dyn Instance) -> Result<(Rules, Rules), String> {
     let table = |table: Table, rules: &[Rule]| {
         let (context, scan) = instance.context(table);
+        if table == Table::Splice && !scan && !rules.is_empty() {
+            return Err(format!("There is no {table} table in passt mode"));
+        }
         let mut checked = Rules::default();
         for rule in rules {
             if rule.auto_scan && !scan {

@@ -64,19 +64,24 @@ pub enum Outcome {
     Refused(String),
 }
 
-/// The two the monitor talks to. Both are processes that must not die: an error is the exit status.
+/// Those the monitor talks to: processes that must not die, so an error is the exit status. Without an ns-agent
+/// there is no namespace's table either, so that nothing is ever said to it.
 pub(super) struct Peers<'a> {
     pub(super) forwarder: &'a mut Forwarder,
-    pub(super) agent: &'a mut Agent,
+    pub(super) agent: Option<&'a mut Agent>,
 }
 
 impl Peers<'_> {
     fn tell(&mut self, message: &ToAgent) -> Result<(), u8> {
-        if self.agent.send(message) {
-            Ok(())
-        } else {
-            Err(self.agent.ended())
+        match &mut self.agent {
+            Some(agent) if !agent.send(message) => Err(agent.ended()),
+            _ => Ok(()),
         }
+    }
+
+    /// The ns-agent has said what it may not, or nobody has and there is none. The exit status.
+    fn agent_misbehaved(&self) -> u8 {
+        self.agent.as_deref().map_or(1, Agent::misbehaved)
     }
 
     /// Do something that sends to the forwarder.
@@ -157,11 +162,10 @@ impl Forwarding {
         if !self.going || self.network.timeout(now) != Some(Duration::ZERO) {
             return Ok(());
         }
-        let agent = peers.agent.link.as_ref();
+        let agent = peers.agent.as_deref();
         let mut gone = false;
         let mut tell = |block: PortBlock| {
-            let sent = agent.is_some_and(|link| link.send(&ToAgent::Ports(block)).is_ok());
-            gone |= !sent;
+            gone |= agent.is_some_and(|agent| !agent.send(&ToAgent::Ports(block)));
             Ok(())
         };
         let forwarder = peers.forwarder.link.as_ref();
@@ -169,8 +173,8 @@ impl Forwarding {
             forwarder.ok_or(IpcError::Closed)?.supply(supply, fds)
         };
         let result = self.network.tick(now, &mut tell, &mut out);
-        if gone {
-            return Err(peers.agent.ended());
+        if let Some(agent) = peers.agent.as_mut().filter(|_| gone) {
+            return Err(agent.ended());
         }
         result.map_err(|_| peers.forwarder.ended())
     }
@@ -275,7 +279,7 @@ impl Forwarding {
     /// The ns-agent has what its new table needs.
     pub(super) fn prepared(&mut self, peers: &mut Peers<'_>) -> Result<(), u8> {
         let Some(pending) = self.pending.take() else {
-            return Err(peers.agent.misbehaved());
+            return Err(peers.agent_misbehaved());
         };
         peers.tell(&ToAgent::Commit)?;
         self.commit(pending, true, peers)
@@ -329,13 +333,13 @@ impl Forwarding {
         peers: &mut Peers<'_>,
     ) -> Result<Outcome, u8> {
         let Some(pending) = self.pending.take() else {
-            return Err(peers.agent.misbehaved());
+            return Err(peers.agent_misbehaved());
         };
         self.network.keeper.abort(pending.change);
         let named = pending.tables.named(Table::Splice);
         let why = match named.iter().find(|(id, _)| *id == rule) {
             Some((id, rule)) => Failure::new(Table::Splice, *id, rule, port, errno).to_string(),
-            None => return Err(peers.agent.misbehaved()),
+            None => return Err(peers.agent_misbehaved()),
         };
         Ok(Outcome::Refused(why))
     }
@@ -431,7 +435,7 @@ mod tests {
                 to_forwarder,
                 log.try_clone().expect("duplicate"),
             ),
-            agent: &mut Agent::new(Role::NsAgent, us(), to_agent, log),
+            agent: Some(&mut Agent::new(Role::NsAgent, us(), to_agent, log)),
         };
         let outcome = forwarding.change(&rules, &Rules::default(), &mut peers);
         assert!(matches!(outcome, Ok(Outcome::Refused(_))), "{outcome:?}");

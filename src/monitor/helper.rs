@@ -46,6 +46,8 @@ pub struct Helper<S, R> {
     start: Instant,
     limit: RateLimit,
     explained: bool,
+    /// It may end by itself, with status 0.
+    may_end: bool,
     /// What it has said of its confinement, once it has.
     ready: Option<Achieved>,
 }
@@ -62,8 +64,16 @@ impl<S: Serialize, R: Parcel> Helper<S, R> {
             start: Instant::now(),
             limit: RateLimit::new(LINES_PER_SECOND),
             explained: false,
+            may_end: false,
             ready: None,
         }
+    }
+
+    /// It may end by itself: with status 0 that is the end of the program, and in order.
+    #[must_use]
+    pub fn ending(mut self, may_end: bool) -> Self {
+        self.may_end = may_end;
+        self
     }
 
     /// It has said that it is confined.
@@ -127,10 +137,14 @@ impl<S: Serialize, R: Parcel> Helper<S, R> {
     }
 
     /// It ended, or closed its channel and has a moment to end. Says why unless it did so itself; the
-    /// exit status.
+    /// exit status, which is 0 only if it was free to end and did so in order.
     pub fn ended(&mut self) -> u8 {
         // Its channel may have ended a moment before it does.
         let how = self.see_off(Instant::now().checked_add(super::GRACE));
+        if self.may_end && how == Some(Ended::Exited(0)) {
+            log::debug!("{} has ended, exiting", self.role.name());
+            return 0;
+        }
         if !self.explained {
             let name = self.role.name();
             match how {

@@ -8,6 +8,9 @@ use super::forwarding::{Forwarding, Outcome, Peers};
 use crate::config::rules::{Context, Rule, RuleId, Rules, Table};
 use crate::control::report::{Hello, Part, Process, Record, RuleReport, Text};
 
+/// Place of the ns-agent's record in a report: after us, before the forwarder.
+const AGENT: usize = 2;
+
 /// What does not change while we run.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
@@ -61,7 +64,10 @@ impl Instance for View<'_> {
     }
 
     fn record(&self, index: usize) -> Option<Record> {
-        let Some(rest) = index.checked_sub(4) else {
+        // Without an ns-agent its record is left out.
+        let left_out = usize::from(index >= AGENT && self.peers.agent.is_none());
+        let index = index.checked_add(left_out)?;
+        let Some(rest) = index.checked_sub(AGENT + 2) else {
             return Some(self.head(index));
         };
         let tables = self.forwarding.tables();
@@ -90,15 +96,15 @@ impl View<'_> {
                 confinement,
             })
         };
-        let (forwarder, agent) = (&self.peers.forwarder, &self.peers.agent);
-        match index {
-            0 => Record::Hello(Hello {
+        let forwarder = &self.peers.forwarder;
+        match (index, self.peers.agent.as_deref()) {
+            (0, _) => Record::Hello(Hello {
                 program: Text::new(env!("CARGO_PKG_VERSION")),
                 pid: self.facts.pid,
                 uptime_s: self.facts.started.elapsed().as_secs(),
             }),
-            1 => process(Part::Monitor, self.facts.pid, self.facts.confinement),
-            2 => process(Part::Agent, agent.pid(), agent.achieved().bits()),
+            (1, _) => process(Part::Monitor, self.facts.pid, self.facts.confinement),
+            (AGENT, Some(agent)) => process(Part::Agent, agent.pid(), agent.achieved().bits()),
             _ => process(
                 Part::Forwarder,
                 forwarder.pid(),

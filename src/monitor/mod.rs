@@ -2,9 +2,10 @@
 //!
 //! One poll loop over signals, the ends of the other processes (pidfds), their channels, their log lines,
 //! and the watch on the target namespace. It releases what waits for readiness (the forwarder, the command,
-//! the caller's process) once both other processes have said that they are confined, and it alone decides
+//! the caller's process) once every other process has said that it is confined, and it alone decides
 //! when and with which status everything ends: every other process dies with it, by end of file on its
-//! channel, and the two that run as the same user also by the kernel's parent-death signal.
+//! channel, and the two that run as the same user also by the kernel's parent-death signal. In passt mode there is
+//! no namespace, so no ns-agent and no watch; and a forwarder that serves one client may end in order, with it.
 //!
 //! It is confined before the others are released ([`Monitor::run`] takes the proof). What must never
 //! happen: a message from another process that is obeyed without being checked, anything read from
@@ -84,8 +85,8 @@ pub struct Monitor {
     pub signals: Signals,
     /// The forwarder.
     pub forwarder: Forwarder,
-    /// The ns-agent.
-    pub agent: Agent,
+    /// The ns-agent; passt has none.
+    pub agent: Option<Agent>,
     /// pasta's command, or the first process of its pid namespace.
     pub command: Option<Child>,
     /// To whoever starts and ends the command: one byte is go, end of file is the end.
@@ -148,8 +149,8 @@ impl Monitor {
         if is(6) {
             self.forwarder.relay_log();
         }
-        if is(7) {
-            self.agent.relay_log();
+        if let Some(agent) = self.agent.as_mut().filter(|_| is(7)) {
+            agent.relay_log();
         }
         if is(2) {
             if let Some(status) = self.command_ended() {
@@ -159,8 +160,8 @@ impl Monitor {
         if is(3) {
             return Err(self.forwarder.ended());
         }
-        if is(4) {
-            return Err(self.agent.ended());
+        if let Some(agent) = self.agent.as_mut().filter(|_| is(4)) {
+            return Err(agent.ended());
         }
         if is(5) {
             self.hear_forwarder()?;
@@ -203,7 +204,7 @@ impl Monitor {
             forwarding: &mut self.forwarding,
             peers: Peers {
                 forwarder: &mut self.forwarder,
-                agent: &mut self.agent,
+                agent: self.agent.as_mut(),
             },
             ended: None,
         };
@@ -221,7 +222,7 @@ impl Monitor {
     fn with_forwarding<T>(&mut self, act: impl FnOnce(&mut Forwarding, &mut Peers<'_>) -> T) -> T {
         let mut peers = Peers {
             forwarder: &mut self.forwarder,
-            agent: &mut self.agent,
+            agent: self.agent.as_mut(),
         };
         act(&mut self.forwarding, &mut peers)
     }
@@ -235,16 +236,17 @@ impl Monitor {
             Some(neighbours) if self.waiting.is_none() => neighbours.awaited(),
             _ => None,
         };
+        let agent = self.agent.as_ref();
         let [a, b, c, d, e, f, g, h, i, k] = [
             Some(self.signals.as_fd()),
             self.watch.as_fd(),
             self.command.as_ref().map(|c| c.pidfd.as_fd()),
             Some(self.forwarder.child.pidfd.as_fd()),
-            Some(self.agent.child.pidfd.as_fd()),
+            agent.map(|agent| agent.child.pidfd.as_fd()),
             self.forwarder.link.as_ref().map(MonitorEnd::as_fd),
             self.forwarder.log(),
-            self.agent.log(),
-            self.agent.link.as_ref().map(MonitorEnd::as_fd),
+            agent.and_then(Agent::log),
+            agent.and_then(|agent| agent.link.as_ref().map(MonitorEnd::as_fd)),
             neighbours,
         ]
         .map(|fd| Some((fd?, PollFlags::POLLIN)));
@@ -317,37 +319,45 @@ impl Monitor {
 
     fn hear_agent(&mut self) -> Result<(), u8> {
         for _ in 0..AT_ONCE {
-            let message = match self.agent.receive()? {
-                Heard::Nothing => break,
-                Heard::End => return Err(self.agent.ended()),
-                Heard::Message(message) => message,
+            let Some(agent) = &mut self.agent else {
+                break;
             };
-            let now = Instant::now();
-            match message {
-                FromAgent::Ready { confinement } => {
-                    self.agent.ready(Achieved::from_bits(confinement))?;
+            match agent.receive()? {
+                Heard::Nothing => break,
+                Heard::End => return Err(agent.ended()),
+                // The launcher took the tap before it became the monitor: there is only one.
+                Heard::Message(FromAgent::Tap(_) | FromAgent::NoTap) => {
+                    return Err(agent.misbehaved());
+                }
+                Heard::Message(FromAgent::Ready { confinement }) => {
+                    agent.ready(Achieved::from_bits(confinement))?;
                     self.release_if_ready()?;
                 }
-                // The launcher took the tap before it became the monitor: there is only one.
-                FromAgent::Tap(_) | FromAgent::NoTap => return Err(self.agent.misbehaved()),
-                FromAgent::Ports(block) => self.with_forwarding(|forwarding, peers| {
-                    forwarding.namespace_ports(now, &block, peers)
-                })?,
-                FromAgent::Status {
+                Heard::Message(FromAgent::Settled) => {
+                    match self.forwarding.settled(Table::Splice) {
+                        Ok(outcome) => self.settled(outcome),
+                        Err(_) => return Err(agent.misbehaved()),
+                    }
+                }
+                Heard::Message(FromAgent::Status {
                     rule,
                     open,
                     missing,
-                } => self.forwarding.splice_status(ports::Status {
+                }) => self.forwarding.splice_status(ports::Status {
                     rule,
                     open,
                     missing,
                 }),
-                FromAgent::Prepared => self.with_forwarding(Forwarding::prepared)?,
-                FromAgent::Settled => match self.forwarding.settled(Table::Splice) {
-                    Ok(outcome) => self.settled(outcome),
-                    Err(_) => return Err(self.agent.misbehaved()),
-                },
-                FromAgent::Failed { rule, port, errno } => {
+                Heard::Message(FromAgent::Ports(block)) => {
+                    let now = Instant::now();
+                    self.with_forwarding(|forwarding, peers| {
+                        forwarding.namespace_ports(now, &block, peers)
+                    })?;
+                }
+                Heard::Message(FromAgent::Prepared) => {
+                    self.with_forwarding(Forwarding::prepared)?;
+                }
+                Heard::Message(FromAgent::Failed { rule, port, errno }) => {
                     let outcome = self.with_forwarding(|forwarding, peers| {
                         forwarding.failed((rule, port, errno), peers)
                     })?;
@@ -378,9 +388,10 @@ impl Monitor {
         }
     }
 
-    /// Both are confined: let everything go that waited for it.
+    /// All are confined: let everything go that waited for it.
     fn release_if_ready(&mut self) -> Result<(), u8> {
-        if !(self.forwarder.is_ready() && self.agent.is_ready()) {
+        let agent = self.agent.as_ref();
+        if !(self.forwarder.is_ready() && agent.is_none_or(Agent::is_ready)) {
             return Ok(());
         }
         let Some(mut waiting) = self.waiting.take() else {
@@ -417,9 +428,13 @@ impl Monitor {
         self.waiting = None;
         self.leash = None;
         self.forwarder.link = None;
-        self.agent.link = None;
+        if let Some(agent) = &mut self.agent {
+            agent.link = None;
+        }
         let deadline = Instant::now().checked_add(GRACE);
         self.forwarder.see_off(deadline);
-        self.agent.see_off(deadline);
+        if let Some(agent) = &mut self.agent {
+            agent.see_off(deadline);
+        }
     }
 }

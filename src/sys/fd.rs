@@ -1,11 +1,13 @@
 //! The descriptor table as a whole: what a process keeps when it starts and after it forks.
 #![allow(
     unsafe_code,
-    reason = "close_range and dup2 act on descriptors by number"
+    reason = "close_range, dup2 and --fd act on descriptors by number"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// First descriptor that is not standard input, output or error.
 const FIRST: RawFd = 3;
@@ -25,6 +27,31 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         first = first.max(fd + 1);
     }
     close_range(first, RawFd::MAX)
+}
+
+/// A descriptor of our own, close-on-exec and above the standard ones, for the one our caller has given us as
+/// `number`. That one stays open.
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it is not -1, and nothing closes it before the call below, which refuses a number that is not open.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}
+
+/// Make `fd` the descriptor `number`, which a program that we become inherits.
+pub fn place(fd: OwnedFd, number: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == number {
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        // Nobody owns it from here on.
+        let _ = fd.into_raw_fd();
+        return Ok(());
+    }
+    // SAFETY: `fd` is open; whatever had the number is replaced, and our callers own nothing else.
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {

@@ -16,7 +16,12 @@ impl std::fmt::Display for Reason {
 
 impl From<Errno> for Reason {
     fn from(errno: Errno) -> Self {
-        Self(errno.desc().to_owned())
+        let text = match errno {
+            // nix has the words of another system here.
+            Errno::EBADF => "Bad file descriptor",
+            _ => errno.desc(),
+        };
+        Self(text.to_owned())
     }
 }
 

@@ -3,8 +3,8 @@ use std::ffi::OsString;
 use super::*;
 use crate::cli::{self, Invocation};
 use crate::config::host::Scope;
-use crate::config::summary;
 use crate::config::testing::{address, default_via, host, onlink};
+use crate::config::{Machine, summary};
 
 fn ordinary() -> HostNetwork {
     let mut h = host(&["eth7"]);
@@ -438,9 +438,12 @@ fn explicit_ports_become_rules() {
 
 #[test]
 fn the_summary_reads_as_users_know_it() {
-    let text = summary(&run(
-        "pasta -S a.example -o 192.0.2.10 --outbound-if4 eth7 -t none -u none -T none -U none",
-    ));
+    let text = summary(
+        &run(
+            "pasta -S a.example -o 192.0.2.10 --outbound-if4 eth7 -t none -u none -T none -U none",
+        ),
+        None,
+    );
     assert_eq!(
         text,
         "\
@@ -468,7 +471,40 @@ DNS search list:
     a.example
 "
     );
-    let text = summary(&run("pasta -6 --no-ndp --map-host-loopback none"));
+    let text = summary(&run("pasta -6 --no-ndp --map-host-loopback none"), None);
     assert!(text.contains("\nDHCPv6:\n    assign: 2001:db8::10\n") && !text.contains("NAT to"));
-    assert!(!summary(&run("pasta --no-ndp --no-dhcpv6")).contains("assign: 2001"));
+    assert!(!summary(&run("pasta --no-ndp --no-dhcpv6"), None).contains("assign: 2001"));
+}
+
+#[test]
+fn the_summary_says_how_to_start_the_machine() {
+    let passt = run("passt -4");
+    let machine = |socket: Option<&str>, vhost_user| Machine {
+        socket: socket.map(std::path::PathBuf::from),
+        vhost_user,
+    };
+    let waiting = summary(&passt, Some(&machine(Some("/tmp/a,b"), false)));
+    assert!(
+        waiting.starts_with("UNIX domain socket bound at /tmp/a,b\nTemplate interface: eth7"),
+        "{waiting}"
+    );
+    assert!(!waiting.contains("Namespace interface"), "{waiting}");
+    let arch = std::env::consts::ARCH;
+    let command = format!(
+        "You can now start qemu (>= 7.2):\n    qemu-system-{arch} ... \\\n        \
+         -device virtio-net-pci,netdev=net \\\n        \
+         -netdev stream,id=net,server=off,addr.type=unix,addr.path=/tmp/a,,b\n"
+    );
+    assert!(waiting.ends_with(&command), "{waiting}");
+    let vhost = summary(&passt, Some(&machine(Some("/run/x"), true)));
+    assert!(vhost.contains("share=on"), "{vhost}");
+    assert!(
+        vhost.ends_with("-chardev socket,id=passt,path=/run/x\n"),
+        "{vhost}"
+    );
+    let connected = summary(&passt, Some(&machine(None, false)));
+    assert!(
+        !connected.contains("qemu") && !connected.contains("bound"),
+        "{connected}"
+    );
 }
