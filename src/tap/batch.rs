@@ -9,6 +9,7 @@
 //! until it is cleared.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -147,6 +148,25 @@ impl Inbound {
     /// Keep `memory` until the batch is cleared: pieces of it follow.
     pub fn hold(&mut self, memory: Arc<dyn Any>) {
         self.memory = Some(memory);
+    }
+
+    /// All the space there is, for a link that reads many frames at once and knows itself what of it is in use; then
+    /// [`Self::place`] says where the frames are. Such a link never calls [`Self::room`].
+    pub fn arena(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+
+    /// A frame lies here in [`Self::arena`], and stays there until the batch is cleared. `false`: the batch is full.
+    pub fn place(&mut self, at: &Range<usize>, meta: Meta) -> bool {
+        let (start, len) = (at.start, at.len());
+        let pieces = (0, 0);
+        let slot = Slot {
+            start,
+            len,
+            pieces,
+            meta,
+        };
+        self.frames.try_push(slot).is_ok()
     }
 
     /// How many frames there are.

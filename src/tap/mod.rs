@@ -4,7 +4,8 @@
 //! which kind it is: they ask how large a frame may be and whether checksums can stay partial.
 //! Frames move between the kernel and two buffers allocated at start: [`batch::Inbound`] holds what one
 //! wake-up read, [`frame::FrameBuf`] the one frame being built. A frame that the link does not take is
-//! dropped and counted; nothing is ever queued here, because every queue that matters is in a kernel.
+//! dropped and counted; no queue is kept here, because every queue that matters is in a kernel: what a stream
+//! socket has taken only in part is kept, and what is gathered to save calls leaves before the round is over.
 
 #![cfg_attr(
     not(test),
@@ -19,7 +20,9 @@
 
 pub mod batch;
 pub mod frame;
+pub mod framing;
 pub mod segment;
+pub mod stream;
 pub mod tun;
 
 use std::io;
@@ -29,6 +32,7 @@ use nix::errno::Errno;
 
 use self::batch::Inbound;
 use self::frame::FrameBuf;
+use self::stream::Stream;
 use self::tun::Tun;
 
 /// Frames the link keeps for us between two reads: what `launcher::confignet` sets the tap to.
@@ -106,6 +110,8 @@ pub trait Watch {
 pub enum Tap {
     /// A kernel tap device with virtio-net headers.
     Tun(Tun),
+    /// A UNIX stream socket with complete frames on it.
+    Stream(Stream),
     /// None at all (`--splice-only`): nothing comes from it, and it takes nothing.
     Off,
 }
@@ -113,8 +119,11 @@ pub enum Tap {
 impl Tap {
     /// A link over a UNIX stream socket, with nobody at the other end yet.
     #[must_use]
-    pub fn for_socket(_vhost_user: bool) -> Self {
-        Self::Off
+    pub fn for_socket(vhost_user: bool) -> Self {
+        if vhost_user {
+            return Self::Off;
+        }
+        Self::Stream(Stream::new())
     }
 
     /// What the link does for us.
@@ -122,6 +131,7 @@ impl Tap {
     pub fn offloads(&self) -> Offloads {
         match self {
             Self::Tun(t) => t.offloads(),
+            Self::Stream(_) => Stream::offloads(),
             Self::Off => Offloads::default(),
         }
     }
@@ -133,6 +143,7 @@ impl Tap {
     pub fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
         match self {
             Self::Tun(t) => t.receive(batch),
+            Self::Stream(s) => s.receive(batch),
             Self::Off => Ok(Received::default()),
         }
     }
@@ -140,7 +151,7 @@ impl Tap {
     /// The engines are done with the frames of a batch: whatever the link lent is given back.
     pub fn release(&mut self, batch: &mut Inbound) {
         match self {
-            Self::Tun(_) | Self::Off => batch.clear(),
+            Self::Tun(_) | Self::Stream(_) | Self::Off => batch.clear(),
         }
     }
 
@@ -151,6 +162,7 @@ impl Tap {
     pub fn send(&mut self, frame: &FrameBuf) -> io::Result<()> {
         match self {
             Self::Tun(t) => t.send(frame),
+            Self::Stream(s) => s.send(frame),
             Self::Off => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -160,6 +172,7 @@ impl Tap {
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Tun(t) => Some(t.as_fd()),
+            Self::Stream(s) => s.as_fd(),
             Self::Off => None,
         }
     }
@@ -168,8 +181,12 @@ impl Tap {
     ///
     /// # Errors
     /// It cannot be served.
-    pub fn connect(&mut self, _client: OwnedFd) -> Result<(), Gone> {
+    pub fn connect(&mut self, client: OwnedFd) -> Result<(), Gone> {
         match self {
+            Self::Stream(s) => {
+                s.connect(client);
+                Ok(())
+            }
             // Nobody connects to these.
             Self::Tun(_) | Self::Off => Err(Gone::Closed),
         }
@@ -178,6 +195,7 @@ impl Tap {
     /// Let go of the connection and of everything that came by it.
     pub fn disconnect(&mut self, _watch: &dyn Watch) {
         match self {
+            Self::Stream(s) => s.disconnect(),
             Self::Tun(_) | Self::Off => {}
         }
     }
@@ -188,7 +206,7 @@ impl Tap {
     /// Whoever was connected is gone.
     pub fn on_connection(&mut self, _watch: &dyn Watch) -> Result<Connection, Gone> {
         match self {
-            Self::Tun(_) => Ok(Connection::Frames),
+            Self::Tun(_) | Self::Stream(_) => Ok(Connection::Frames),
             Self::Off => Ok(Connection::Quiet),
         }
     }
@@ -196,6 +214,7 @@ impl Tap {
     /// The descriptor has room again, after [`Self::blocked`].
     pub fn on_writable(&mut self) {
         match self {
+            Self::Stream(s) => s.on_writable(),
             Self::Tun(_) | Self::Off => {}
         }
     }
@@ -204,6 +223,7 @@ impl Tap {
     #[must_use]
     pub fn blocked(&self) -> bool {
         match self {
+            Self::Stream(s) => s.blocked(),
             Self::Tun(_) | Self::Off => false,
         }
     }
@@ -211,6 +231,7 @@ impl Tap {
     /// Everything to be said in this round has been: what was gathered goes now, and the guest is told of it.
     pub fn flush(&mut self) {
         match self {
+            Self::Stream(s) => s.flush(),
             Self::Tun(_) | Self::Off => {}
         }
     }

@@ -285,3 +285,25 @@ fn mutated_at_random() {
         targets::offload_frame(&frame);
     }
 }
+
+/// The frames as a stream, with lengths that are wrong now and then, split in many ways.
+#[test]
+fn streams_of_frames() {
+    let frames = frames();
+    for seed in 1..=300_u64 {
+        let mut random = Random(seed);
+        let mut stream = vec![u8::try_from(random.next(256)).unwrap()];
+        for _ in 0..random.next(60) {
+            let (_, frame) = &frames[random.next(frames.len())];
+            let len = match random.next(200) {
+                0 => [0, 13, 65_536, 0x7fff_ffff, 0xffff_ffff][random.next(5)],
+                1 => random.next(70_000),
+                _ => frame.len(),
+            };
+            stream.extend(u32::try_from(len).unwrap().to_be_bytes());
+            stream.extend(frame);
+        }
+        stream.truncate(stream.len() - random.next(3.min(stream.len())));
+        targets::stream(&stream);
+    }
+}

@@ -3,6 +3,8 @@
 //! The ordinary test in `corpus.rs` runs them over the stored inputs and mutations of those; a fuzzer
 //! can call the same functions with inputs of its own.
 
+use passt::tap::framing::{MAX_LEN, MIN_LEN, Malformed, PREFIX, Reader};
+use passt::tap::segment::{self, HEAD_ROOM, Segments};
 use passt::wire::dissect::{Body, IpPacket, Packet, Upper, dissect, reassembled};
 use passt::wire::{arp, checksum, ethernet, icmpv4, icmpv6, ipv4, ipv6, ndp, tcp, udp, virtio_net};
 
@@ -143,6 +145,65 @@ pub fn offload_frame(data: &[u8]) {
         assert_eq!(header.emit(&mut out), Some(virtio_net::HEADER_LEN));
         assert_eq!(out[..], data[..virtio_net::HEADER_LEN]);
         l2_frame(frame);
+        to_segments(&header, frame);
+    }
+}
+
+/// A frame to be cut into segments: whatever its header claims, what comes out lies in it.
+fn to_segments(header: &virtio_net::Header, frame: &[u8]) {
+    let mut copy = frame.to_vec();
+    let _ = segment::complete(header, &mut copy);
+    let mut head = [0; HEAD_ROOM];
+    let mut total = 0;
+    if let Some(mut segments) = Segments::new(header, frame) {
+        while let Some(one) = segments.next(&mut head) {
+            assert!(one.head <= HEAD_ROOM && inside(frame, one.rest));
+            total += one.rest.len();
+        }
+    }
+    assert!(total <= frame.len());
+}
+
+/// A byte stream of frames: the frames are those of a reader that sees all of it at once, however it is split. The
+/// first byte says how.
+pub fn stream(data: &[u8]) {
+    let Some((how, stream)) = data.split_first() else {
+        return;
+    };
+    let mut buf = vec![0; 2 * (PREFIX + MAX_LEN)];
+    let mut reader = Reader::new();
+    let (mut unread, mut expected) = (stream, stream);
+    let mut size = usize::from(*how);
+    loop {
+        match reader.peek(&buf) {
+            Err(Malformed) => {
+                let len = u32::from_be_bytes(*expected.first_chunk().expect("a length was read"));
+                let len = usize::try_from(len).expect("32 bits fit");
+                assert!(!(MIN_LEN..=MAX_LEN).contains(&len));
+                return;
+            }
+            Ok(Some(at)) => {
+                assert_eq!(expected[..PREFIX], buf[at.start - PREFIX..at.start]);
+                expected = &expected[PREFIX..];
+                assert_eq!(expected[..at.len()], buf[at.clone()]);
+                expected = &expected[at.len()..];
+                reader.skip(&at);
+            }
+            Ok(None) if unread.is_empty() => break,
+            Ok(None) => {
+                let room = reader.room(&mut buf);
+                size = size % 977 * 5 + 1;
+                let n = size.min(room.len()).min(unread.len());
+                assert!(n > 0, "there is always room for a whole frame");
+                room[..n].copy_from_slice(&unread[..n]);
+                reader.filled(n);
+                unread = &unread[n..];
+            }
+        }
+    }
+    // What is left is less than a frame.
+    if let Some((prefix, rest)) = expected.split_first_chunk() {
+        assert!(rest.len() < u32::from_be_bytes(*prefix) as usize);
     }
 }
 
