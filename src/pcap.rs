@@ -58,6 +58,12 @@ impl Pcap {
         Self { file: None }
     }
 
+    /// Is anything recorded?
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Record one Ethernet frame, now.
     pub fn record(&mut self, frame: &[u8]) {
         let Some(file) = &mut self.file else { return };

@@ -92,10 +92,12 @@ const UNSAFE_BUDGET: &[(&str, usize)] = &[
     ("sys/process.rs", 11),
     ("sys/random.rs", 1),
     ("sys/scm.rs", 5),
+    ("sys/shared.rs", 7),
     ("sys/sigsys.rs", 4),
     ("sys/stream.rs", 20),
     ("sys/tun.rs", 5),
     ("sys/unix.rs", 1),
+    ("tap/vhost_user/memory.rs", 2),
 ];
 
 /// Lines of a file, its tests not counted.
@@ -107,6 +109,9 @@ const HIDDEN: &[(&str, &str)] = &[
     ("syslog::", "log/syslog.rs"),
     ("seccompiler::", "sandbox/"),
     ("landlock::", "sandbox/landlock.rs"),
+    ("vhost::", "tap/vhost_user/"),
+    ("virtio_queue::", "tap/vhost_user/ring.rs"),
+    ("vm_memory::", "tap/vhost_user/"),
 ];
 
 struct Source {
@@ -261,7 +266,7 @@ fn unsafe_is_where_it_was_agreed_and_not_more_of_it() {
         if *count > allowed {
             wrong.push(format!("{path}: {count} unsafe, {allowed} agreed"));
         }
-        if !path.starts_with("sys/") {
+        if !path.starts_with("sys/") && path != "tap/vhost_user/memory.rs" {
             wrong.push(format!("{path}: unsafe outside of sys"));
         }
     }

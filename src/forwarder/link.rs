@@ -44,7 +44,7 @@ impl Link {
             self.counters.drop(Drop::Unsupported);
         }
         for frame in batch.frames() {
-            // Where frames are recorded, none comes in pieces: see `connect`.
+            // Where frames are recorded, none comes in pieces: see `Worker::new`.
             self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
         }

@@ -106,12 +106,15 @@ struct Sorted<'a> {
 impl Worker {
     pub(super) fn new(
         config: Config,
-        tap: Tap,
+        mut tap: Tap,
         epoll: Epoll,
         pcap: Pcap,
         seed: [u8; 16],
         nofile: u64,
     ) -> Self {
+        if pcap.is_on() {
+            tap.keep_whole();
+        }
         let advertiser = Advertiser::new(&config, seed);
         let reporter = Reporter::new(config.stats);
         let limits = Limits::of(nofile);

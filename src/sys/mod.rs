@@ -1,4 +1,4 @@
-//! Safe wrappers over system calls: the only room with `unsafe`.
+//! Safe wrappers over system calls: the only room with `unsafe`, but for one file of `tap` (guest memory).
 //!
 //! One kernel interface per file. Raw descriptors never leave: functions take [`std::os::fd::AsFd`] or
 //! `BorrowedFd` and return `OwnedFd`. What nix already wraps well is used from nix directly; a file here
@@ -17,6 +17,7 @@ pub mod process;
 pub mod random;
 pub mod reason;
 pub mod scm;
+pub mod shared;
 pub mod sigsys;
 pub mod stream;
 pub mod tun;

@@ -24,6 +24,7 @@ pub mod framing;
 pub mod segment;
 pub mod stream;
 pub mod tun;
+pub mod vhost_user;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -34,9 +35,13 @@ use self::batch::Inbound;
 use self::frame::FrameBuf;
 use self::stream::Stream;
 use self::tun::Tun;
+use self::vhost_user::VhostUser;
 
 /// Frames the link keeps for us between two reads: what `launcher::confignet` sets the tap to.
 pub const QUEUE_LENGTH: u32 = 4096;
+
+/// Pairs of rings a guest can have.
+const MAX_PAIRS: u16 = 8;
 
 /// What the link does for us.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,6 +117,8 @@ pub enum Tap {
     Tun(Tun),
     /// A UNIX stream socket with complete frames on it.
     Stream(Stream),
+    /// Rings in memory that is shared with the guest.
+    VhostUser(Box<VhostUser>),
     /// None at all (`--splice-only`): nothing comes from it, and it takes nothing.
     Off,
 }
@@ -121,9 +128,17 @@ impl Tap {
     #[must_use]
     pub fn for_socket(vhost_user: bool) -> Self {
         if vhost_user {
-            return Self::Off;
+            return Self::VhostUser(Box::new(VhostUser::new(MAX_PAIRS)));
         }
         Self::Stream(Stream::new())
+    }
+
+    /// Somebody wants to look at all bytes of all frames: none may come in pieces.
+    pub fn keep_whole(&mut self) {
+        match self {
+            Self::VhostUser(v) => v.keep_whole(),
+            Self::Tun(_) | Self::Stream(_) | Self::Off => {}
+        }
     }
 
     /// What the link does for us.
@@ -132,6 +147,7 @@ impl Tap {
         match self {
             Self::Tun(t) => t.offloads(),
             Self::Stream(_) => Stream::offloads(),
+            Self::VhostUser(_) => VhostUser::offloads(),
             Self::Off => Offloads::default(),
         }
     }
@@ -144,6 +160,7 @@ impl Tap {
         match self {
             Self::Tun(t) => t.receive(batch),
             Self::Stream(s) => s.receive(batch),
+            Self::VhostUser(v) => v.receive(batch),
             Self::Off => Ok(Received::default()),
         }
     }
@@ -151,6 +168,7 @@ impl Tap {
     /// The engines are done with the frames of a batch: whatever the link lent is given back.
     pub fn release(&mut self, batch: &mut Inbound) {
         match self {
+            Self::VhostUser(v) => v.release(batch),
             Self::Tun(_) | Self::Stream(_) | Self::Off => batch.clear(),
         }
     }
@@ -163,6 +181,7 @@ impl Tap {
         match self {
             Self::Tun(t) => t.send(frame),
             Self::Stream(s) => s.send(frame),
+            Self::VhostUser(v) => v.send(frame),
             Self::Off => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -173,6 +192,7 @@ impl Tap {
         match self {
             Self::Tun(t) => Some(t.as_fd()),
             Self::Stream(s) => s.as_fd(),
+            Self::VhostUser(v) => v.as_fd(),
             Self::Off => None,
         }
     }
@@ -187,15 +207,20 @@ impl Tap {
                 s.connect(client);
                 Ok(())
             }
+            Self::VhostUser(v) => {
+                v.connect(client);
+                Ok(())
+            }
             // Nobody connects to these.
             Self::Tun(_) | Self::Off => Err(Gone::Closed),
         }
     }
 
     /// Let go of the connection and of everything that came by it.
-    pub fn disconnect(&mut self, _watch: &dyn Watch) {
+    pub fn disconnect(&mut self, watch: &dyn Watch) {
         match self {
             Self::Stream(s) => s.disconnect(),
+            Self::VhostUser(v) => v.disconnect(watch),
             Self::Tun(_) | Self::Off => {}
         }
     }
@@ -204,9 +229,10 @@ impl Tap {
     ///
     /// # Errors
     /// Whoever was connected is gone.
-    pub fn on_connection(&mut self, _watch: &dyn Watch) -> Result<Connection, Gone> {
+    pub fn on_connection(&mut self, watch: &dyn Watch) -> Result<Connection, Gone> {
         match self {
             Self::Tun(_) | Self::Stream(_) => Ok(Connection::Frames),
+            Self::VhostUser(v) => v.on_message(watch),
             Self::Off => Ok(Connection::Quiet),
         }
     }
@@ -215,7 +241,7 @@ impl Tap {
     pub fn on_writable(&mut self) {
         match self {
             Self::Stream(s) => s.on_writable(),
-            Self::Tun(_) | Self::Off => {}
+            Self::Tun(_) | Self::VhostUser(_) | Self::Off => {}
         }
     }
 
@@ -224,7 +250,7 @@ impl Tap {
     pub fn blocked(&self) -> bool {
         match self {
             Self::Stream(s) => s.blocked(),
-            Self::Tun(_) | Self::Off => false,
+            Self::Tun(_) | Self::VhostUser(_) | Self::Off => false,
         }
     }
 
@@ -232,6 +258,7 @@ impl Tap {
     pub fn flush(&mut self) {
         match self {
             Self::Stream(s) => s.flush(),
+            Self::VhostUser(v) => v.flush(),
             Self::Tun(_) | Self::Off => {}
         }
     }
