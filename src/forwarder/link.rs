@@ -36,6 +36,12 @@ impl Link {
         true
     }
 
+    /// A frame of `len` bytes was put into the guest's memory by other means.
+    pub(super) fn sent_in_place(&mut self, len: usize) {
+        log::trace!("Frame of {len} bytes to the guest, in place");
+        self.counters.sent(len);
+    }
+
     /// Read what the guest has sent.
     pub(super) fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
         batch.clear();

@@ -12,6 +12,7 @@
 //! | `worker` | where does a frame from the guest go? |
 //! | `host`, `*_io` | how does a decision of the TCP, UDP or ICMP engine become a system call? |
 //! | `summary` | what does `--trace` say about a packet? |
+//! | `direct` | how does data get from a socket into the guest's memory? |
 //! | `guest` | who is at the other end of a socket? |
 //! | `accept` | what happens to a connection from outside? |
 //! | `ports` | which listener belongs to which rule, and where does it lead? |
@@ -41,6 +42,7 @@
 mod accept;
 mod advertise;
 mod conntrack;
+mod direct;
 mod guest;
 mod host;
 mod icmp_io;

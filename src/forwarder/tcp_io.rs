@@ -33,10 +33,12 @@ use crate::wire::{ethernet, icmpv4, icmpv6};
 /// A connection's socket.
 #[derive(Debug)]
 pub struct Socket {
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     peek_offset: Cell<PeekOffset>,
     /// Found behind data that was relayed; the kernel says it only once.
     failed: Cell<Option<SocketError>>,
+    /// How much there was when data was last received in place, in bytes.
+    pub(super) lately: Cell<u32>,
 }
 
 /// How a socket stands to SO_PEEK_OFF. It is turned on when data has to be peeked that is not the first: a
@@ -67,6 +69,7 @@ impl Socket {
             fd,
             peek_offset: Cell::new(state),
             failed: Cell::new(None),
+            lately: Cell::new(0),
         }
     }
 
@@ -81,6 +84,7 @@ impl Socket {
             fd,
             peek_offset: Cell::new(state),
             failed: Cell::new(None),
+            lately: Cell::new(0),
         }
     }
 
@@ -93,6 +97,19 @@ impl Socket {
             self.turn_on(offset);
         }
         self.peek_offset.get() == PeekOffset::On
+    }
+
+    /// The same, if it can be done for all bytes behind that one as well.
+    pub(super) fn peeks_on(&self, offset: u32) -> bool {
+        // Peeking at the first bytes needs nothing.
+        let here = offset == 0 || self.peeks_from(offset);
+        here && self.peek_offset.get() != PeekOffset::Missing
+    }
+
+    /// An error was found behind data that is still good.
+    pub(super) fn fails_later(&self, error: SocketError) {
+        self.failed
+            .set(Some(error).filter(|e| *e != SocketError::WouldBlock));
     }
 
     fn turn_on(&self, offset: u32) {
@@ -269,6 +286,12 @@ impl Host {
             return Err(error);
         }
         let template = self.template(out.key.remote, out.key.guest);
+        if let Some(lane) = self
+            .lane(&template, out)
+            .filter(|_| socket.peeks_on(offset))
+        {
+            return self.relay_direct((lane, &template), socket, out, (offset, max));
+        }
         let header_len = template.tcp_header_len(&out.repr);
         let most = largest_payload(template.ip_end(), header_len, out.mss);
         let mut done = Relayed { peeked: 0, sent: 0 };
@@ -282,10 +305,7 @@ impl Host {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) if done.peeked == 0 => return Err(classify(&e)),
                 Err(e) => {
-                    let error = classify(&e);
-                    socket
-                        .failed
-                        .set(Some(error).filter(|e| *e != SocketError::WouldBlock));
+                    socket.fails_later(classify(&e));
                     break;
                 }
             };
@@ -358,7 +378,7 @@ impl Host {
 }
 
 /// Most payload in one frame: what IP's 16-bit length leaves, in whole segments where more than one fits.
-fn largest_payload(ip_end: usize, header_len: usize, mss: u16) -> usize {
+pub(super) fn largest_payload(ip_end: usize, header_len: usize, mss: u16) -> usize {
     // IPv4 counts its own header, IPv6 does not; 20 bytes less are no loss.
     let most = usize::from(u16::MAX)
         .saturating_sub(header_len)
