@@ -34,6 +34,8 @@ pub(super) struct Guest {
     one_off: bool,
     /// The connection is watched for room to write.
     awaits_room: bool,
+    /// Somebody has come, and has not been asked yet where it is.
+    unasked: bool,
     lines: RateLimit,
 }
 
@@ -52,6 +54,7 @@ impl Guest {
             listener,
             one_off,
             awaits_room: false,
+            unasked: false,
             lines: RateLimit::new(LINES),
         }
     }
@@ -110,7 +113,17 @@ impl Worker {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Tap.to_raw());
         self.host.epoll.add(&client, event)?;
         self.guest.awaits_room = false;
+        self.guest.unasked = true;
         tap.connect(client)
+    }
+
+    /// Ask a new guest where it is, as soon as it can be asked: it may be there for others to connect to, and have nothing
+    /// to say itself.
+    pub(super) fn greet(&mut self) {
+        if self.guest.unasked && self.host.link.tap.is_up() {
+            self.guest.unasked = false;
+            self.host.look_for_guest();
+        }
     }
 
     /// The link has news.
@@ -183,6 +196,7 @@ impl Worker {
 
     /// Everything for the guest has been said in this round.
     pub(super) fn flush_link(&mut self) {
+        self.greet();
         let tap = &mut self.host.link.tap;
         tap.flush();
         let blocked = tap.blocked();

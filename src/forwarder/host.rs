@@ -133,13 +133,23 @@ impl Host {
         neighbour.unwrap_or(self.config.our_mac)
     }
 
+    /// Ask for the addresses that the guest was assigned: its answers say where it is.
+    pub(super) fn look_for_guest(&mut self) {
+        if let Some(len) = services::arp::request(&self.config, self.frame.space()) {
+            self.transmit(len, virtio_net::Header::PLAIN);
+        }
+        if let Some(len) = ndp::solicit(&self.config, self.frame.space()) {
+            self.transmit(len, virtio_net::Header::PLAIN);
+        }
+    }
+
     /// The monitor has told of one of the host's neighbours.
     pub(super) fn hear_of_neighbour(&mut self, n: &ipc::Neighbour) {
         let Some(mac) = self.neighbours.learn(&self.config, n) else {
             return;
         };
-        // Who has not spoken yet remembers no address, and its own station moves nobody.
-        if self.guest_mac == Mac::BROADCAST || self.guest_mac == mac {
+        // Who has not spoken yet remembers no address; and at our own station, or the guest's, nothing is new.
+        if [Mac::BROADCAST, mac].contains(&self.guest_mac) || mac == self.config.our_mac {
             return;
         }
         let out = self.frame.space();
@@ -257,6 +267,11 @@ mod tests {
             ..near("192.0.2.11", true)
         };
         host.hear_of_neighbour(&own);
+        let ours = ipc::Neighbour {
+            mac: Some(Mac::OURS.0),
+            ..near("192.0.2.12", true)
+        };
+        host.hear_of_neighbour(&ours);
         let frames = arrived(&guest);
         let ends: Vec<_> = frames
             .iter()
@@ -275,6 +290,21 @@ mod tests {
         for ip in ["192.0.2.5", "192.0.2.11", "192.0.2.12", "8.8.8.8"] {
             assert_eq!(host.sender(ip.parse().unwrap()), Mac::OURS, "{ip}");
         }
+    }
+
+    #[test]
+    fn a_new_guest_is_asked_where_it_is() {
+        let (mut host, guest) = super::super::testing::host();
+        host.look_for_guest();
+        let frames = arrived(&guest);
+        let ends: Vec<_> = frames.iter().map(|f| (&f[..6], &f[12..14])).collect();
+        assert_eq!(
+            ends,
+            [
+                (&[0xff; 6][..], &[8, 6][..]),
+                (&[0x33, 0x33, 0xff, 0, 0, 5][..], &[0x86, 0xdd][..])
+            ]
+        );
     }
 
     #[test]

@@ -178,6 +178,7 @@ impl Worker {
     /// Traffic may flow from now on.
     pub(super) fn begin(&mut self, now: Instant) {
         self.advertiser.begin(now);
+        self.flush_link();
     }
 
     /// The link has frames.

@@ -197,6 +197,15 @@ impl Tap {
         }
     }
 
+    /// There is somebody at the other end, ready to be sent frames.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        match self {
+            Self::VhostUser(v) => v.is_usable(),
+            Self::Tun(_) | Self::Stream(_) | Self::Off => self.as_fd().is_some(),
+        }
+    }
+
     /// Somebody has connected; there is nobody yet.
     ///
     /// # Errors
