@@ -14,7 +14,7 @@ use super::args::{
 };
 use super::values::{
     Result, host_name, interface, invalid, is_broadcast, is_number, mac, mapping, mtu, netmask,
-    netns_path, parse_addr, path, pid, prefix_len, run_as, search_list,
+    netns_path, parse_addr, path, pid, prefix_len, run_as, search_list, socket_path,
 };
 use crate::config::options::{
     Address4, Disabled, List, Mapping, Options, PerFamily, SocketOptions, Target,
@@ -172,7 +172,7 @@ fn process_options(options: &mut Options, args: ProcessArgs) -> Result<()> {
         options.log_size = size.ok_or_else(|| invalid("--log-size", &text))?;
     }
     options.log_file = path("log file", args.log_file)?;
-    options.conf_path = path("configuration path", args.conf_path)?;
+    options.conf_path = socket_path("configuration path", args.conf_path)?;
     options.pcap = path("pcap file", args.pcap)?;
     options.pid_file = path("PID file", args.pid)?;
     options.runas = args.runas.map(run_as).transpose()?;
@@ -346,8 +346,15 @@ fn socket_options(options: &mut Options, args: PasstArgs) -> Result<()> {
     if args.socket.is_some() && fd.is_some() {
         return error("Options --socket and --fd are mutually exclusive");
     }
+    for (option, given) in vhost_only {
+        if given {
+            options.notices.push(format!(
+                "{option} has no effect: connections are not moved in a migration"
+            ));
+        }
+    }
     options.socket = SocketOptions {
-        path: path("socket path", args.socket)?,
+        path: socket_path("socket path", args.socket)?,
         vhost_user: args.vhost_user,
         fd,
         one_off: args.one_off || fd.is_some(),

@@ -5,11 +5,10 @@
 //! into the structures of `args`, which are also what `--help` prints. `build` gives every value its type and
 //! checks combinations. [`Options`] is the result: what the user said, nothing about the host.
 //!
-//! A command line that parses is honoured or refused, never half-followed: what this version cannot do yet is
-//! refused by [`Options::check_available`], before anything is opened.
+//! A command line that parses is honoured or refused. What is accepted for compatibility only says so in
+//! [`Options::notices`].
 
 mod args;
-mod available;
 mod build;
 pub(crate) mod getopt;
 mod values;

@@ -308,27 +308,40 @@ fn ports_in_order() {
 }
 
 #[test]
-fn what_is_missing_says_so() {
+fn what_has_no_effect_says_so() {
+    let notices = |line: &str| options(line).notices;
     for line in [
-        "pasta",
-        "pasta -t auto -u auto -T auto -U auto",
-        "pasta -t none -u none -T none -U none --netns /x",
-        "pasta -t 80-90,auto",
-        "pasta -t all -U 53 --freebind",
-        "pasta --host-lo-to-ns-lo",
-        "pasta --no-splice",
-        "pasta --splice-only",
         "pasta -c /x",
         "passt",
         "passt -F 3",
+        "passt --vhost-user",
+        "passt --vhost-user --repair-path none",
     ] {
-        assert_eq!(options(line).check_available(), Ok(()), "{line}");
+        assert!(notices(line).is_empty(), "{line}");
     }
-    let missing = options("passt --vhost-user").check_available();
-    let text = missing.unwrap_err().message;
-    assert!(
-        text.contains("not available yet") && !text.contains('\n'),
-        "{text}"
+    let line = "passt --vhost-user --repair-path /x --migrate-exit --migrate-no-linger";
+    let told = notices(line);
+    assert_eq!(told.len(), 3, "{told:?}");
+    for option in ["--repair-path", "--migrate-exit", "--migrate-no-linger"] {
+        let about = |text: &&String| text.starts_with(option) && text.contains("no effect");
+        assert_eq!(told.iter().filter(about).count(), 1, "{told:?}");
+    }
+}
+
+#[test]
+fn a_socket_path_is_no_longer_than_an_address() {
+    let path = |len: usize| format!("/{}", "x".repeat(len - 1));
+    assert_eq!(
+        options(&format!("passt -s {}", path(107))).socket.path,
+        Some(path(107).into())
+    );
+    assert_eq!(
+        failure(&format!("passt -s {}", path(108))),
+        format!("Invalid socket path: {}", path(108))
+    );
+    assert_eq!(
+        failure(&format!("passt -c {}", path(108))),
+        format!("Invalid configuration path: {}", path(108))
     );
 }
 

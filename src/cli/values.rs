@@ -16,6 +16,8 @@ use crate::config::rules::MAX_INTERFACE_NAME;
 /// Largest `-m`: what fits a 16-bit total length behind an Ethernet header.
 const MAX_MTU: u16 = 65521;
 const MIN_MTU: u16 = 68;
+/// Longest path of a UNIX domain socket, bytes.
+const MAX_SOCKET_PATH: usize = 107;
 
 pub(super) type Result<T> = std::result::Result<T, CliError>;
 
@@ -186,6 +188,14 @@ pub(super) fn path(what: &str, value: Option<OsString>) -> Result<Option<PathBuf
     match value {
         Some(v) if v.is_empty() => Err(invalid(what, "")),
         other => Ok(other.map(PathBuf::from)),
+    }
+}
+
+/// Of a UNIX domain socket: with the zero behind it, what `sun_path` has room for (unix(7)).
+pub(super) fn socket_path(what: &str, value: Option<OsString>) -> Result<Option<PathBuf>> {
+    match value {
+        Some(v) if v.len() > MAX_SOCKET_PATH => Err(invalid(what, &v.to_string_lossy())),
+        other => path(what, other),
     }
 }
 

@@ -71,7 +71,6 @@ pub fn run(options: Options) -> Result<ExitCode, LaunchError> {
     process::restore_sigchld();
     let debug = options.verbosity >= Verbosity::Debug;
     crate::log::init(options.verbosity, Sinks::stderr(debug));
-    options.check_available()?;
     let style = match (&options.target, options.foreground) {
         (Target::Spawn(_), _) => Style::Command,
         (_, true) => Style::Foreground,
