@@ -78,6 +78,7 @@ use crate::config::Config;
 use crate::ipc::{ForwarderLink, IpcError};
 use crate::pcap::Pcap;
 use crate::sandbox::Confined;
+use crate::sys::shared;
 use crate::sys::tun::Offloads;
 use crate::tap::tun::Tun;
 use crate::tap::{Gone, Tap};
@@ -94,6 +95,9 @@ pub enum ForwarderError {
     /// Waiting for events failed.
     #[error("Waiting for events failed")]
     Wait(#[source] io::Error),
+    /// There is no way to notice that the guest's memory goes away.
+    #[error("Can't set up a signal handler")]
+    Memory(#[source] io::Error),
     /// The tap is gone.
     #[error("The tap was {0}")]
     Tap(Gone),
@@ -171,6 +175,9 @@ impl Forwarder {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(poll)?;
         let link = ForwarderLink::new(inherited.control);
         let (tap, guest, connected) = link_of(inherited.link);
+        if matches!(tap, Tap::VhostUser(_)) {
+            shared::end_when_memory_goes().map_err(ForwarderError::Memory)?;
+        }
         let register = |fd: std::os::fd::BorrowedFd<'_>, token: Token| {
             epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.to_raw()))
         };

@@ -10,8 +10,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -126,39 +125,26 @@ pub fn peek(fd: impl AsFd, rooms: &[Room<'_>]) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
-/// Where the report of [`end_when_memory_goes`] goes; -1: nowhere.
-static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
-
 /// Exit status after the memory of the guest was taken away.
 const STATUS: i32 = 1;
 
 /// From now on, an access to mapped memory that has no file behind it any more ends the process with status 1 and a
-/// message to `log`, in the form of a log line (level byte, then text). The descriptor must stay open until the end.
+/// line in the log ([`super::sigsys::set_report_socket`]).
 ///
 /// # Errors
 /// As sigaction(2).
-pub fn end_when_memory_goes(log: BorrowedFd<'_>) -> io::Result<()> {
-    REPORT_TO.store(log.as_raw_fd(), Ordering::Relaxed);
+pub fn end_when_memory_goes() -> io::Result<()> {
     let action = SigAction::new(
         SigHandler::Handler(on_sigbus),
         SaFlags::empty(),
         SigSet::empty(),
     );
-    // SAFETY: the handler touches an atomic and constants only.
+    // SAFETY: the handler touches constants, and what the one for SIGSYS does.
     unsafe { sigaction(Signal::SIGBUS, &action) }?;
     Ok(())
 }
 
 extern "C" fn on_sigbus(_: libc::c_int) {
-    let line = b"\x01The guest's memory was taken away";
-    // SAFETY: the buffer is valid for its length; a bad descriptor is an ignored error.
-    unsafe {
-        libc::send(
-            REPORT_TO.load(Ordering::Relaxed),
-            line.as_ptr().cast(),
-            line.len(),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        );
-    }
+    super::sigsys::report(b"\x01The guest's memory was taken away");
     super::process::exit_now(STATUS);
 }

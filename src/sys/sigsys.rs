@@ -49,6 +49,12 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
         *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
     }
+    report(&line);
+    super::process::exit_now(STATUS);
+}
+
+/// Report from a signal handler: a level byte, then text.
+pub(super) fn report(line: &[u8]) {
     // SAFETY: the buffer is valid for its length; a bad descriptor is an ignored error.
     unsafe {
         libc::send(
@@ -58,5 +64,4 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
         );
     }
-    super::process::exit_now(STATUS);
 }
