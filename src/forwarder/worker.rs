@@ -127,6 +127,12 @@ impl Worker {
             tap_queue: tap::QUEUE_LENGTH,
             ..syn::as_the_host(tcp::Limits::new(mtu, limits.tcp, seed))
         });
+        // Only pasta has a loopback to bypass the tap for.
+        let pipes = if matches!(tap, Tap::Tun(_) | Tap::Off) {
+            nofile
+        } else {
+            0
+        };
         // Two descriptors each.
         let splice = splice::Engine::new(limits.splice, seed);
         let udp = udp::Engine::new(config.clone(), limits.udp, conntrack::timeouts(), seed);
@@ -149,7 +155,7 @@ impl Worker {
             ports: Ports::with_capacity(limits.listeners),
             pool: Pool::new(nofile),
             outbound: Past::default(),
-            pipes: super::splice_io::Pipes::new(nofile),
+            pipes: super::splice_io::Pipes::new(pipes),
         };
         Self {
             host,
