@@ -412,3 +412,58 @@ fn print_capabilities_needs_nothing_and_prints_json() {
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(value["type"], "net");
 }
+
+/// A place of its own for the default paths: /tmp is for everybody. Nothing to print if it cannot be had.
+const ELSEWHERE: &str = r#"
+mount -t tmpfs -o mode=1777 none /tmp || exit 77
+"$PASST" -q -P /tmp/pid || exit 1
+"$PASST" -q -P /tmp/pid2 || exit 2
+ls /tmp/passt_1.socket /tmp/passt_2.socket || exit 3
+"$QRAP" 7 sh -c 'head -c 4 <&7 | od -An -tx1' || exit 4
+ln -s /bin/echo /tmp/qemu-kvm
+PATH=/tmp:$PATH "$QRAP" -m 1G -nic user || exit 5
+kill "$(cat /tmp/pid)" "$(cat /tmp/pid2)"
+while "$QRAP" 7 true 2>/tmp/said; do :; done
+cat /tmp/said
+"#;
+
+#[test]
+fn qrap_finds_an_instance_at_a_default_path() {
+    let output = Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            ELSEWHERE,
+        ])
+        .env("PASST", env!("CARGO_BIN_EXE_passt"))
+        .env("QRAP", env!("CARGO_BIN_EXE_qrap"))
+        .stdin(Stdio::null())
+        .output();
+    let output = match output {
+        Ok(output) if output.status.code() != Some(77) && !output.stdout.is_empty() => output,
+        other => {
+            println!("skipped: no mount namespace: {other:?}");
+            return;
+        }
+    };
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    let lines: Vec<_> = stdout.lines().map(str::trim).collect();
+    assert_eq!(
+        lines,
+        [
+            "/tmp/passt_1.socket",
+            "/tmp/passt_2.socket",
+            // A frame's length: the connection is at the start of one.
+            "00 00 00 3c",
+            "-m 1G -netdev socket,fd=5,id=hostnet0 -device virtio-net-pci,netdev=hostnet0",
+            "No instance of passt without a guest at /tmp/passt_1.socket to /tmp/passt_64.socket: start one first",
+        ],
+        "{stderr}"
+    );
+}

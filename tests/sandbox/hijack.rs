@@ -41,7 +41,7 @@ fn is_command(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// The forwarder's ends of its pairs with monitor and ns-agent, in no particular order.
-fn channels(forwarder: u32) -> io::Result<Vec<OwnedFd>> {
+pub fn channels(forwarder: u32) -> io::Result<Vec<OwnedFd>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{forwarder}/fd"))?.flatten() {
         let number = entry.file_name().to_string_lossy().parse().expect("number");
@@ -82,9 +82,9 @@ fn with_descriptors(socket: &OwnedFd, bytes: &[u8]) {
     let _ = scm::send_with_fds(socket.as_fd(), bytes, &[null.as_fd(); 3]);
 }
 
-type Attack = (&'static str, fn(OwnedFd));
+pub type Attack = (&'static str, fn(OwnedFd));
 
-const ATTACKS: &[Attack] = &[
+pub const ATTACKS: &[Attack] = &[
     ("a rule there is not", |s| request(s, listener(999, 0))),
     ("the other side's rule", |s| request(s, listener(2, 0))),
     ("a port the rule has not", |s| request(s, listener(1, 1))),
@@ -117,7 +117,7 @@ const ATTACKS: &[Attack] = &[
 ];
 
 /// TCP ports listened on in the network `pid` is in.
-fn listening(pid: &str) -> Vec<u16> {
+pub fn listening(pid: &str) -> Vec<u16> {
     let mut ports = Vec::new();
     for table in ["tcp", "tcp6"] {
         let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();

@@ -135,12 +135,12 @@ impl Drop for Pasta {
     }
 }
 
-fn comm(pid: u32) -> String {
+pub fn comm(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm"))
         .map_or(String::new(), |s| s.trim_end().to_owned())
 }
 
-fn descendants(of: u32) -> Vec<u32> {
+pub fn descendants(of: u32) -> Vec<u32> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let Some(pid) = entry
@@ -168,7 +168,7 @@ fn descendants(of: u32) -> Vec<u32> {
     found
 }
 
-fn field(pid: u32, name: &str) -> Option<String> {
+pub fn field(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status
         .lines()
@@ -177,7 +177,7 @@ fn field(pid: u32, name: &str) -> Option<String> {
 }
 
 /// Gone, or only waiting for a parent that does not look.
-fn is_gone(pid: u32) -> bool {
+pub fn is_gone(pid: u32) -> bool {
     field(pid, "State").is_none_or(|s| s.starts_with('Z') || s.starts_with('X'))
 }
 
@@ -188,7 +188,7 @@ fn namespace(pid: &str, name: &str) -> u64 {
 }
 
 /// Wait until all are gone; how long it took.
-fn wait_gone(pids: &[u32]) -> Duration {
+pub fn wait_gone(pids: &[u32]) -> Duration {
     let start = Instant::now();
     while !pids.iter().all(|pid| is_gone(*pid)) {
         assert!(start.elapsed() < PATIENCE, "still there: {pids:?}");
@@ -197,7 +197,7 @@ fn wait_gone(pids: &[u32]) -> Duration {
     start.elapsed()
 }
 
-fn check_credentials(name: &str, pid: u32, policy: &Process) {
+pub fn check_credentials(name: &str, pid: u32, policy: &Process) {
     for (set, line) in [
         ("effective", "CapEff"),
         ("permitted", "CapPrm"),
@@ -225,9 +225,15 @@ fn check_credentials(name: &str, pid: u32, policy: &Process) {
     assert_eq!(field(pid, "Threads").as_deref(), Some("1"), "{name}");
 }
 
-fn check_namespaces(name: &str, pid: u32, policy: &Process, pasta: &Pasta) {
+/// `family`: all of the instance's processes; `target`: one in the namespaces it was started for.
+pub fn check_namespaces(
+    (name, pid): (&str, u32),
+    policy: &Process,
+    family: &[(&str, u32)],
+    target: Option<u32>,
+) {
     let pid = pid.to_string();
-    let sleep = pasta.sleep.to_string();
+    let target = target.map(|target| target.to_string());
     let keeps = field(pid.parse().expect("pid"), "CapEff").expect("capabilities");
     for ns in &policy.namespaces.own {
         if ns == "user" && keeps != "0000000000000000" {
@@ -235,15 +241,15 @@ fn check_namespaces(name: &str, pid: u32, policy: &Process, pasta: &Pasta) {
             assert_eq!(namespace(&pid, ns), namespace("self", ns), "{name} {ns}");
             continue;
         }
-        for other in ["self", &sleep] {
+        for other in ["self"].into_iter().chain(target.as_deref()) {
             assert_ne!(
                 namespace(&pid, ns),
                 namespace(other, ns),
                 "{name} shares {ns} with {other}"
             );
         }
-        for (other_name, other) in pasta.all() {
-            if other_name != name {
+        for (other_name, other) in family {
+            if *other_name != name {
                 let theirs = namespace(&other.to_string(), ns);
                 assert_ne!(
                     namespace(&pid, ns),
@@ -254,7 +260,8 @@ fn check_namespaces(name: &str, pid: u32, policy: &Process, pasta: &Pasta) {
         }
     }
     for ns in &policy.namespaces.target {
-        assert_eq!(namespace(&pid, ns), namespace(&sleep, ns), "{name} {ns}");
+        let target = target.as_deref().expect("a target");
+        assert_eq!(namespace(&pid, ns), namespace(target, ns), "{name} {ns}");
     }
     for ns in &policy.namespaces.host {
         assert_eq!(namespace(&pid, ns), namespace("self", ns), "{name} {ns}");
@@ -273,7 +280,7 @@ fn check_namespaces(name: &str, pid: u32, policy: &Process, pasta: &Pasta) {
     );
 }
 
-fn check_limits(name: &str, pid: u32, policy: &Process) {
+pub fn check_limits(name: &str, pid: u32, policy: &Process) {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
     for (limit, value) in &policy.rlimits {
         let title = match limit.as_str() {
@@ -296,7 +303,7 @@ fn check_limits(name: &str, pid: u32, policy: &Process) {
     }
 }
 
-fn check_descriptors(name: &str, pid: u32, policy: &Process) {
+pub fn check_descriptors(name: &str, pid: u32, policy: &Process) {
     let allowed: BTreeSet<&str> = policy.descriptors.iter().map(String::as_str).collect();
     let stderr = fs::read_link(format!("/proc/{pid}/fd/2")).expect("descriptor 2");
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))
@@ -326,7 +333,7 @@ fn check_descriptors(name: &str, pid: u32, policy: &Process) {
     }
 }
 
-fn check_root(name: &str, pid: u32) {
+pub fn check_root(name: &str, pid: u32) {
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = fs::read_dir(&root).expect("root directory").count();
     assert_eq!(inside, 0, "{name}: files in its root directory");
@@ -340,22 +347,27 @@ fn processes_are_what_the_policy_says() {
         for (name, pid) in pasta.all() {
             let policy = &policy[name];
             check_credentials(name, pid, policy);
-            check_namespaces(name, pid, policy, &pasta);
+            check_namespaces((name, pid), policy, &pasta.all(), Some(pasta.sleep));
             check_limits(name, pid, policy);
             check_descriptors(name, pid, policy);
             check_root(name, pid);
         }
-        let own_user = field(pasta.forwarder, "Uid").expect("uid");
-        if nix::unistd::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
-            let map = fs::read_to_string("/proc/self/uid_map").expect("map");
-            if map.split_whitespace().eq(["0", "0", "4294967295"]) {
-                assert!(
-                    !own_user.split_whitespace().any(|id| id == "0"),
-                    "runs as root"
-                );
-            }
-        }
+        check_user(pasta.forwarder);
     });
+}
+
+/// Started as root of the initial user namespace, nothing of ours stays that.
+pub fn check_user(pid: u32) {
+    let own_user = field(pid, "Uid").expect("uid");
+    if nix::unistd::geteuid().is_root() && std::env::var_os(INSIDE).is_none() {
+        let map = fs::read_to_string("/proc/self/uid_map").expect("map");
+        if map.split_whitespace().eq(["0", "0", "4294967295"]) {
+            assert!(
+                !own_user.split_whitespace().any(|id| id == "0"),
+                "runs as root"
+            );
+        }
+    }
 }
 
 #[test]
