@@ -55,6 +55,11 @@ pub(crate) use tests;
 /// Scratch directory of a test (a tmpfs of its own), and where the program under test is found.
 pub const DIR: &str = "/run/t";
 pub const PASTA: &str = "/run/t/bin/pasta";
+#[allow(
+    dead_code,
+    reason = "for the suites of passt mode, which share this file"
+)]
+pub const PASST: &str = "/run/t/bin/passt";
 
 const STAGE: &str = "NETNS_SUITE_STAGE";
 const LIMIT: Duration = Duration::from_secs(120);
@@ -434,7 +439,9 @@ fn prepare_files() -> nix::Result<()> {
         MsFlags::MS_BIND,
         NONE,
     )?;
-    symlink(Path::new("/run/t/built").join(name), PASTA).expect("tmpfs");
+    for called in [PASTA, PASST] {
+        symlink(Path::new("/run/t/built").join(name), called).expect("tmpfs");
+    }
     fs::write(
         "/run/t/resolv.conf",
         "nameserver 203.0.113.53\nnameserver 2001:db8:99::53\nsearch example.org test.example\n",
