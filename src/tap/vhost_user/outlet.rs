@@ -15,6 +15,7 @@ use super::memory::{Memory, Outside};
 use super::ring::{Ring, Segment};
 use crate::sys::shared::Room;
 use crate::tap::Gone;
+use crate::wire::ethernet::MIN_FRAME;
 use crate::wire::virtio_net::{self, Header};
 
 /// Most chains for one frame: 64 KiB in buffers of 128 bytes.
@@ -144,7 +145,8 @@ impl Claim {
     }
 
     /// The frame is `head`, then `payload`, then `there` bytes that are in their places already: write it, with its
-    /// virtio-net header, and give back what it did not need.
+    /// virtio-net header, pad it to the length that a frame has at least, as far as there is room, and give back what
+    /// it did not need.
     ///
     /// # Errors
     /// [`Gone`] if the ring is broken. There has to be enough room.
@@ -158,9 +160,14 @@ impl Claim {
         let (head, payload, there) = parts;
         let mut vnet = [0; MAX_VNET];
         let vnet_len = features.header_len();
-        let total = [vnet_len, head.len(), payload.len(), there]
+        let frame = [head.len(), payload.len(), there]
             .iter()
             .fold(0_usize, |sum, part| sum.saturating_add(*part));
+        let unpadded = vnet_len.saturating_add(frame);
+        let pad = MIN_FRAME
+            .saturating_sub(frame)
+            .min(self.room.saturating_sub(unpadded));
+        let total = unpadded.saturating_add(pad);
         let used = self.chains_for(total);
         let _ = offload.emit(&mut vnet);
         if let Some(number) = vnet.get_mut(virtio_net::HEADER_LEN..) {
@@ -170,6 +177,10 @@ impl Claim {
         at.write(memory, vnet.get(..vnet_len).unwrap_or_default())?;
         at.write(memory, head)?;
         at.write(memory, payload)?;
+        if pad > 0 {
+            at.skip(there)?;
+            at.write(memory, [0; MIN_FRAME].get(..pad).unwrap_or_default())?;
+        }
         let mut left = total;
         for chain in self.chains.iter().take(used) {
             let len = left.min(chain.room);
@@ -208,20 +219,35 @@ impl<'a> Cursor<'a> {
 
     fn write(&mut self, memory: &Memory, mut bytes: &[u8]) -> Result<(), Gone> {
         while !bytes.is_empty() {
-            if self.current.1 == 0 {
-                self.current = *self.buffers.next().ok_or(Outside)?;
-            }
-            let (address, room) = self.current;
-            let n = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (address, n) = self.step(bytes.len())?;
             let (now, later) = bytes.split_at_checked(n).unwrap_or((bytes, &[]));
             memory.write(address, now)?;
-            let done = u32::try_from(n).unwrap_or(room);
-            self.current = (
-                vm_memory::GuestAddress(address.0.wrapping_add(u64::from(done))),
-                room.saturating_sub(done),
-            );
             bytes = later;
         }
         Ok(())
+    }
+
+    /// Leave so many bytes as they are.
+    fn skip(&mut self, mut len: usize) -> Result<(), Gone> {
+        while len > 0 {
+            let (_, n) = self.step(len)?;
+            len = len.saturating_sub(n);
+        }
+        Ok(())
+    }
+
+    /// The next piece of at most `most` bytes, at least one, and its length.
+    fn step(&mut self, most: usize) -> Result<(vm_memory::GuestAddress, usize), Gone> {
+        if self.current.1 == 0 {
+            self.current = *self.buffers.next().ok_or(Outside)?;
+        }
+        let (address, room) = self.current;
+        let n = most.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let done = u32::try_from(n).unwrap_or(room);
+        self.current = (
+            vm_memory::GuestAddress(address.0.wrapping_add(u64::from(done))),
+            room.saturating_sub(done),
+        );
+        Ok((address, n))
     }
 }
