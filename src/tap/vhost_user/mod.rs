@@ -43,7 +43,7 @@ use super::frame::FrameBuf;
 use super::segment::{HEAD_ROOM, Segments};
 use super::{Connection, Gone, Offloads, Received, Watch};
 use crate::sys::shared::Room;
-use crate::wire::ethernet::ETHERTYPE_IPV6;
+use crate::wire::ethernet::{ETHERTYPE_IPV6, MIN_FRAME};
 use crate::wire::virtio_net::{F_DATA_VALID, F_NEEDS_CSUM, Gso, Header};
 
 /// Requests answered in one wake-up; more of them are reported again.
@@ -145,6 +145,8 @@ impl VhostUser {
     /// # Errors
     /// [`Gone`].
     pub fn on_message(&mut self, watch: &dyn Watch) -> Result<Connection, Gone> {
+        // Memory and rings may change now: what is done has to be seen before that.
+        self.flush();
         let client = self.client.as_ref().ok_or(Gone::Closed)?;
         let mut look = false;
         for _ in 0..REQUESTS {
@@ -359,8 +361,10 @@ impl VhostUser {
         };
         let claim = &mut self.claim;
         let front = features.header_len().saturating_add(headers);
+        let shortest = features.header_len().saturating_add(MIN_FRAME);
+        let need = front.saturating_add(want).max(shortest);
         let rooms = claim
-            .take((ring, memory), features, front.saturating_add(want))
+            .take((ring, memory), features, need)
             .and_then(|_| Ok(claim.rooms(memory, front, want)?));
         let rooms = match rooms {
             Ok(rooms) if !rooms.is_empty() => rooms,
