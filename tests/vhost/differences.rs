@@ -21,6 +21,7 @@ const TABLE: &[(&str, &str)] = &[
     ("traffic::hundred_megabytes_at_mtu_1500", "stalls"),
     ("traffic::queue_pairs", "queue pairs"),
     ("traffic::stream_hundred_megabytes", "stalls"),
+    ("traffic::stream_hundred_megabytes_at_mtu_1500", "stalls"),
     ("traffic::stream_in_small_pieces", "half frames"),
 ];
 

@@ -11,9 +11,9 @@ use vhost::vhost_user::VhostUserFrontend;
 use crate::exec::{SOON, poll_until};
 use crate::frames::{arp_reply, arp_request, udp};
 use crate::harness::tests;
-use crate::link::gateway;
+use crate::link::{echoes, gateway};
 use crate::memory::Memory;
-use crate::nic::{AsBorrowed, MQ, Nic, Shape, wait};
+use crate::nic::{AsBorrowed, MQ, MRG_RXBUF, Nic, Shape, wait};
 use crate::passt::Passt;
 use crate::pump::Guest;
 use crate::raw::{self, answers, closes};
@@ -22,6 +22,7 @@ use crate::traffic::{exchange, ping_pong};
 use crate::world::{PEER4, World, accept};
 
 tests![
+    buffers_across_regions,
     enable_and_disable,
     flows_survive_a_new_machine,
     kick_and_call_replaced,
@@ -211,6 +212,24 @@ fn memory_table_changes() {
     guest.unplug();
     closed(&passt);
     no_more_descriptors(&passt, before + 1);
+    passt.stop();
+}
+
+/// Memory in as many pieces as a table can have, with buffers that begin in one and end in the next.
+fn buffers_across_regions() {
+    let world = World::direct();
+    let passt = Passt::start(&world, &["--vhost-user"]);
+    let memory = Memory::new(32 << 20);
+    let shape = Shape {
+        room: 66_000,
+        ..Shape::USUAL.without(MRG_RXBUF)
+    };
+    let mut nic = Nic::greet(&passt, shape, &memory);
+    let part = memory.len() / 8;
+    let regions: Vec<_> = (0..8).map(|i| memory.region(i * part, part)).collect();
+    nic.start_in(&regions);
+    let lengths: Vec<usize> = (0..600).map(|i| 20_000 + 60 * i).collect();
+    echoes(&mut nic, &world, &lengths);
     passt.stop();
 }
 

@@ -57,7 +57,7 @@ fn features_on_offer() {
 
 /// Datagrams of many lengths go out and come back unharmed.
 #[track_caller]
-fn echoes(nic: &mut Nic, world: &World, lengths: &[usize]) {
+pub fn echoes(nic: &mut Nic, world: &World, lengths: &[usize]) {
     let mac = gateway(nic);
     let echo = world.peer.udp((PEER4, 7007));
     for (i, len) in lengths.iter().enumerate() {

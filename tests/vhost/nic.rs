@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VringConfigData};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 use crate::differences::established;
 use crate::exec::SOON;
@@ -206,11 +206,17 @@ impl Nic {
 
     /// The guest's driver is ready: memory, rings, buffers.
     pub fn start(&mut self) {
+        let whole = self.memory.whole();
+        self.start_in(&[whole]);
+    }
+
+    /// The same with memory in these regions.
+    pub fn start_in(&mut self, regions: &[VhostUserMemoryRegionInfo]) {
         self.frontend
             .set_features(self.features)
             .expect("features again");
         self.frontend
-            .set_mem_table(&[self.memory.whole()])
+            .set_mem_table(regions)
             .expect("a memory table");
         for index in 0..2 * self.pairs.len() {
             self.start_ring(index, 0);

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::exec::{SOON, alive, poll_until, processes};
-use crate::harness::{DIR, PASST, skip};
+use crate::harness::{DIR, PASST};
 use crate::world::World;
 
 /// A running passt. Its end, when a test has not asked for it, fails that test.
@@ -82,9 +82,6 @@ impl Passt {
                     stream.set_read_timeout(Some(SOON)).expect("a timeout");
                     stream.set_write_timeout(Some(SOON)).expect("a timeout");
                     return stream;
-                }
-                Err(_) if self.said().contains("not available yet") => {
-                    skip("vhost-user is not available yet")
                 }
                 Err(e) => assert!(
                     Instant::now() < end && alive(self.pid()),

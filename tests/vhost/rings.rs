@@ -4,6 +4,14 @@
 //! monitor. Expected: the frame is dropped, or the machine is let go; whoever connects next is served; and nothing
 //! crashes, spins or reads where it should not. What may be read is checked from the other end: the memory behind a
 //! buffer is filled with a mark, which must never arrive at the peer.
+//!
+//! What others have got wrong, and where it is tried: headers across descriptors, chains in circles, indices beyond
+//! the ring and lengths of nothing or 4 GiB (DPDK, CVE-2020-10722 to 10726, 2022-2132): [`chains`],
+//! [`indirect_tables`]; more requests than a ring can hold (QEMU, CVE-2016-5403): [`available_index`]; a descriptor
+//! that changes between two looks (OpenBSD's vmd): [`rewritten_while_read`], [`rings_rewritten`]; accesses across the
+//! edge of a region (vm-memory, CVE-2023-41051): [`chains`], [`receive_buffers`]. The messages of the same advisories,
+//! with descriptors that are never closed (CVE-2022-0669) and rings of sizes nobody checked (CVE-2021-3839), are in
+//! [`crate::messages`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
