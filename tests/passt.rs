@@ -406,6 +406,40 @@ fn log_capture_and_pid_files_are_written() {
 }
 
 #[test]
+fn pesto_sees_two_processes_and_one_table() {
+    let place = Place::new("pesto");
+    let (socket, control) = (place.at("s"), place.at("c"));
+    let (_daemon, output) = Daemon::start(
+        &["-q", "-s", text(&socket), "-c", text(&control)],
+        &place.at("pid"),
+    );
+    assert!(output.status.success());
+    let pesto = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pesto"))
+            .args(arguments)
+            .arg(&control)
+            .output()
+            .expect("pesto");
+        let error = String::from_utf8(output.stderr).expect("text");
+        (output.stdout, error)
+    };
+    let (report, error) = pesto(&["--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&report).expect(&error);
+    let processes = report["processes"].as_array().expect("an array");
+    let names: Vec<_> = processes.iter().map(|process| &process["name"]).collect();
+    assert_eq!(names, ["monitor", "forwarder"]);
+    for (arguments, why) in [
+        (["-T", "81"], "Can't use -T, no outbound interface\n"),
+        (
+            ["-t", "auto"],
+            "'auto' port forwarding is only allowed for pasta\n",
+        ),
+    ] {
+        assert_eq!(pesto(&arguments).1, why);
+    }
+}
+
+#[test]
 fn print_capabilities_needs_nothing_and_prints_json() {
     let output = passt(&["--print-capabilities"]).output().expect("start");
     assert!(output.status.success() && output.stderr.is_empty());

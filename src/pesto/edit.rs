@@ -115,7 +115,13 @@ impl Editor<'_> {
         text: &str,
         spec: &Spec,
     ) -> Result<(), PestoError> {
-        let missing = || PestoError::Table(table.to_string());
+        let option = table.option(protocol);
+        let side = match table {
+            Table::Host => "inbound",
+            Table::Splice => "outbound",
+        };
+        // passt has one table only.
+        let missing = || PestoError::Capability(format!("Can't use {option}, no {side} interface"));
         let at = self.pifs.iter().position(|pif| pif.id == id(table));
         let at = at.ok_or_else(missing)?;
         if self.mode == Mode::Replace && self.emptied.get(at) == Some(&false) {
@@ -123,7 +129,6 @@ impl Editor<'_> {
         }
         let capabilities = self.pifs.get(at).ok_or_else(missing)?.capabilities;
         let context = context(capabilities, self.ephemeral);
-        let option = table.option(protocol);
         if spec.is_auto() && !capabilities.has(Capabilities::SCAN) {
             return Err(RuleError::AutoInPasst.into());
         }
@@ -274,6 +279,24 @@ mod tests {
             ),
         ] {
             assert_eq!(after(line).expect(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_machine_does_not_have_is_refused() {
+        let mut machine = pifs(0x2f, &["80"], &[]);
+        machine.truncate(1);
+        for (line, want) in [
+            ("-T 81", "Can't use -T, no outbound interface"),
+            ("-A -U 81", "Can't use -U, no outbound interface"),
+            ("-C SPLICE", "Unsupported pif name SPLICE"),
+            (
+                "-t auto",
+                "'auto' port forwarding is only allowed for pasta",
+            ),
+        ] {
+            let changed = apply(&machine, &commands(line), (32768, 60999));
+            assert_eq!(changed.unwrap_err().to_string(), want, "{line}");
         }
     }
 

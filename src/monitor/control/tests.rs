@@ -25,6 +25,8 @@ struct Fake {
     splice: Rules,
     pending: Option<(Rules, Rules)>,
     refuse: bool,
+    /// passt: without another side.
+    machine: bool,
     records: usize,
     asked: Cell<usize>,
 }
@@ -38,7 +40,7 @@ impl Instance for Fake {
     }
 
     fn context(&self, _: Table) -> (Context, bool) {
-        (BOTH, true)
+        (BOTH, !self.machine)
     }
 
     fn change(&mut self, host: &Rules, splice: &Rules) -> Progress {
@@ -103,6 +105,7 @@ impl Bench {
                 splice: rules(Table::Splice, &["25"]),
                 pending: None,
                 refuse: false,
+                machine: false,
                 records: 3,
                 asked: Cell::new(0),
             },
@@ -184,6 +187,32 @@ fn the_greeting_shows_tables_and_capabilities() {
     assert_eq!(tables[0].rules, bench.instance.host.as_slice());
     assert_eq!(tables[1].rules, bench.instance.splice.as_slice());
     assert!(tables[0].capabilities.has(0x3f | Capabilities::QUERIES));
+}
+
+#[test]
+fn with_a_machine_there_is_one_table_and_nobody_to_follow() {
+    let mut bench = Bench::new();
+    bench.instance.machine = true;
+    bench.instance.splice = Rules::default();
+    let (mut client, tables) = bench.greeted();
+    assert_eq!(tables.len(), 1);
+    assert_eq!(tables[0].name, "HOST");
+    assert!(!tables[0].capabilities.has(Capabilities::SCAN));
+    for (host, splice, why) in [
+        (&["8080"][..], &["26"][..], "There is no SPLICE table"),
+        (&["auto"], &[], "only allowed for pasta"),
+    ] {
+        let mut bytes = Vec::new();
+        put_apply(&mut bytes);
+        let (host, splice) = (rules(Table::Host, host), rules(Table::Splice, splice));
+        bytes.extend(update(&host, &splice));
+        client.write_all(&bytes).expect("write");
+        bench.step();
+        let outcome = outcome(&mut client);
+        assert!(!outcome.ok && outcome.message.contains(why), "{outcome:?}");
+        assert!(bench.instance.pending.is_none());
+        (client, _) = bench.greeted();
+    }
 }
 
 #[test]
