@@ -468,6 +468,8 @@ def measure(topo, fn):
 
 def run(a, tools):
     res = dict(meta=meta(a, tools), rows=[])
+    if res["meta"]["load"] > 0.5:
+        log("the machine is busy (load %.1f): nothing measured now means much" % res["meta"]["load"])
 
     def save():
         with open(a.json + ".tmp", "w") as f:
@@ -535,8 +537,9 @@ def cell(runs, key, digits=0, spread=True):
 def table(res):
     m, out = res["meta"], []
     out.append("%s, kernel %s, %s x%d; %s, %s, %d vCPU; %d repetitions of %g s; median (min-max), "
-               "ratio to the established one in the same mode\n" % (
-                   m["date"], m["kernel"], m["cpu"], m["cores"], m["qemu"], m["accel"], m["smp"], m["reps"], m["secs"]))
+               "ratio to the established one in the same mode; load average before: %.1f\n" % (
+                   m["date"], m["kernel"], m["cpu"], m["cores"], m["qemu"], m["accel"], m["smp"], m["reps"], m["secs"],
+                   m["load"]))
     out += ["* %s: %s" % (t["name"], t["version"]) for t in m["tools"] if t["version"]]
     out += ["* left out: " + t for t in m["left_out"]]
     by = {(r["mtu"], r["case"]): r["runs"] for r in res["rows"]}
@@ -564,7 +567,7 @@ def meta(a, tools):
     q = subprocess.run(launcher(a.root) + [a.qemu, "--version"], capture_output=True, text=True).stdout
     return dict(date=time.strftime("%Y-%m-%d %H:%M"), kernel=os.uname().release, cpu=cpu.group(1) if cpu else "",
                 cores=os.cpu_count(), qemu=q.split("\n")[0], accel="kvm" if kvm() else "tcg", smp=a.smp, reps=a.reps,
-                secs=a.secs, streams=a.streams, argv=sys.argv[1:], left_out=[],
+                secs=a.secs, streams=a.streams, argv=sys.argv[1:], left_out=[], load=os.getloadavg()[0],
                 tools=[dict(name=t.name, kind=t.kind, version=t.version()) for t in tools])
 
 
