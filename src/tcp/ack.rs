@@ -12,6 +12,12 @@
 //! acknowledgement; after [`DELAY`] at most it is (the kernel would wait 40 ms), and from then on, until there is an
 //! answer again, at the end of the round: like two frames, or a large one.
 //!
+//! Of a bulk transfer in frames of the MTU (a guest without super-frames) not every round is acknowledged, because each
+//! acknowledgement interrupts the guest and makes it send in smaller bursts, down to one frame at a time. How many
+//! bytes are worth one, the *stride*, grows with what was received, which keeps it well below the guest's
+//! congestion window, up to [`MAX_STRIDE`]; a guest that has stopped before that many were due is acknowledged after
+//! [`DELAY`], and twice as often from then on.
+//!
 //! **Window.** The edge is what the socket's send buffer has room for *now*, plus an allowance that we can keep
 //! ourselves. The allowance is what makes this stall-free and fast: the guest always has a little more in flight than
 //! the socket takes, so a full socket has always refused a `send`, which is what makes the kernel
@@ -34,6 +40,8 @@ use crate::wire::tcp::{Flags, SackBlocks};
 const DELAY: Duration = Duration::from_millis(1);
 /// A frame this large (bytes) is acknowledged at the end of the round.
 const LARGE: u32 = 4096;
+/// Most bytes that wait for an acknowledgement of one frame more.
+const MAX_STRIDE: u16 = 32 << 10;
 /// What the guest may send beyond what the socket has room for: at most this, and at most as much as the socket's
 /// buffer again (what is kept adds to the round trip the guest sees).
 const ALLOWANCE: u32 = 256 << 10;
@@ -60,7 +68,12 @@ impl<S> Conn<S> {
                 self.know_peer(ctx);
             }
             let near = self.any(at_once);
-            if near && (large || !self.is(Facts::TALK)) {
+            let enough = if large {
+                self.strides(due)
+            } else {
+                !self.is(Facts::TALK)
+            };
+            if near && enough {
                 self.set(Facts::ACK_NOW);
             } else if self.window_left() < LOW && self.update_window(ctx) {
                 // (Not if it did not move: the guest would take that for a duplicate.)
@@ -77,6 +90,16 @@ impl<S> Conn<S> {
             };
             self.ack_at = self.ack_at.min(Moment::after(now, wait));
         }
+    }
+
+    /// Are so many bytes worth an acknowledgement? If they are, the next may be a little more.
+    fn strides(&mut self, due: u32) -> bool {
+        if due < u32::from(self.stride) && !self.is(Facts::GUEST_FIN) {
+            return false;
+        }
+        let more = u16::try_from(due / 16).unwrap_or(MAX_STRIDE);
+        self.stride = self.stride.saturating_add(more).min(MAX_STRIDE);
+        true
     }
 
     fn window_left(&self) -> u32 {
@@ -100,6 +123,7 @@ impl<S> Conn<S> {
         if self.any(Facts::NEAR.union(Facts::GUEST_FIN)) {
             self.set(Facts::ACK_NOW);
             self.clear(Facts::TALK);
+            self.stride /= 2;
             return;
         }
         self.ask_peer(ctx);

@@ -137,6 +137,8 @@ pub(super) struct Conn<S> {
     pub frame_size: u16,
     /// Frames not acknowledged yet.
     pub frames: u8,
+    /// Bytes worth an acknowledgement of their own, see `ack`.
+    pub stride: u16,
     /// Shift of the windows the guest advertises.
     pub snd_shift: u8,
 
@@ -244,6 +246,7 @@ impl<S> Conn<S> {
             kept: Kept::NONE,
             frame_size: mss,
             frames: 0,
+            stride: 0,
             snd_shift: 0,
             head: isn.add(1),
             snd_una: isn,

@@ -565,6 +565,39 @@ fn without_an_answer_the_acknowledgement_comes_soon_and_then_at_once() {
 }
 
 #[test]
+fn frames_of_a_bulk_transfer_are_acknowledged_together_and_its_end_at_once() {
+    let mut t = Test::open();
+    let frame = [0; 1460];
+    let mut per_hundred = Vec::new();
+    for _ in 0..8 {
+        for _ in 0..100 {
+            t.send(Flags::ACK, &frame);
+        }
+        per_hundred.push(t.io.emitted.len());
+        t.io.emitted.clear();
+    }
+    assert!(
+        per_hundred[0] > 20,
+        "a small congestion window: {per_hundred:?}"
+    );
+    assert!(per_hundred[7] < 10, "a large one: {per_hundred:?}");
+    // The guest stops with less outstanding than an acknowledgement takes now, as with a smaller congestion window.
+    t.pass(2);
+    t.io.emitted.clear();
+    for _ in 0..8 {
+        t.send(Flags::ACK, &frame);
+    }
+    t.nothing();
+    t.pass(2);
+    assert_eq!(t.out().ack, t.seq);
+    // It need not stop again.
+    for _ in 0..8 {
+        t.send(Flags::ACK, &frame);
+    }
+    assert!(!t.io.emitted.is_empty());
+}
+
+#[test]
 fn a_far_peer_s_acknowledgement_is_passed_on_and_not_invented() {
     let mut t = Test::new();
     t.io.min_rtt = 20_000;
