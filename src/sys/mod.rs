@@ -22,3 +22,4 @@ pub mod sigsys;
 pub mod stream;
 pub mod tun;
 pub mod unix;
+pub mod vector;
