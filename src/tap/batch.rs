@@ -16,8 +16,9 @@ use arrayvec::ArrayVec;
 
 use crate::sys::piece::Piece;
 
-/// Most frames in one batch.
-pub const MAX_FRAMES: usize = 64;
+/// Most frames in one batch: more than a stream socket holds of 1500 bytes each, so that what was read at once is sent
+/// at once.
+pub const MAX_FRAMES: usize = 128;
 /// Largest frame with its virtio-net header: 10 + 14 + 65535, rounded up to cache lines.
 pub const SLOT: usize = 65_600;
 /// Stop reading once so many bytes are in the batch: what was read should still be in the cache when

@@ -5,7 +5,7 @@
 use crate::sys::piece::Piece;
 
 /// Most pieces of a payload: what one send takes. Bytes in more of them are not accepted.
-pub const MAX_PIECES: usize = 64;
+pub const MAX_PIECES: usize = 128;
 
 /// The payload of a segment, in order.
 #[derive(Clone, Copy, Debug)]

@@ -13,6 +13,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::sys::{scm, shared};
 use crate::tap::Source;
+use crate::tap::batch::MAX_FRAMES;
 use crate::wire::dissect;
 use crate::wire::frame::{Checksum, Template};
 use crate::wire::tcp::{Flags, Options, Repr, Seq};
@@ -1014,7 +1015,7 @@ fn frames_go_to_the_pair_their_flow_came_from() {
 fn a_batch_that_is_full_leaves_the_rest_for_later() {
     let mut b = Bench::new(ALL, 1, 256);
     b.transmit(&from_guest(&pattern(10), 12), 4096, false);
-    for _ in 0..99 {
+    for _ in 1..MAX_FRAMES + 36 {
         b.offer(1, 0);
     }
     let mut batch = Inbound::new();
@@ -1028,8 +1029,8 @@ fn a_batch_that_is_full_leaves_the_rest_for_later() {
         }
     }
     b.link.flush();
-    assert_eq!(sizes, [64, 36]);
-    assert_eq!(b.used(1).len(), 100);
+    assert_eq!(sizes, [MAX_FRAMES, 36]);
+    assert_eq!(b.used(1).len(), MAX_FRAMES + 36);
 }
 
 /// Without a kick the ring is looked into all the time; that is what the frontend has asked for.
