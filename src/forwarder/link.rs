@@ -7,15 +7,36 @@ use crate::tap::frame::FrameBuf;
 use crate::tap::{Gone, Received, Tap};
 use crate::wire::virtio_net;
 
+/// A round that moves so much over a socket, in bytes, is part of a bulk transfer: one full frame.
+const BULK: usize = 1400;
+
 /// One worker's link.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) tap: Tap,
     pub(super) pcap: Pcap,
     pub(super) counters: Counters,
+    /// Bytes of frames since [`Link::take_bulk`].
+    moved: usize,
 }
 
 impl Link {
+    pub(super) fn new(tap: Tap, pcap: Pcap) -> Self {
+        Self {
+            tap,
+            pcap,
+            counters: Counters::default(),
+            moved: 0,
+        }
+    }
+
+    /// Is this a bulk transfer where it is better to sleep than to look for more? Whoever writes to a socket needs no
+    /// answer for that, and what it writes until we wake is read in one go. Asking begins the next round.
+    pub(super) fn take_bulk(&mut self) -> bool {
+        let moved = std::mem::take(&mut self.moved);
+        moved > BULK && matches!(self.tap, Tap::Stream(_))
+    }
+
     /// Send the first `len` bytes of a frame buffer to the guest. `false`: the tap refused, counted.
     pub(super) fn send(
         &mut self,
@@ -33,6 +54,7 @@ impl Link {
         }
         log::trace!("Frame of {len} bytes to the guest");
         self.counters.sent(len);
+        self.moved = self.moved.saturating_add(len);
         true
     }
 
@@ -53,6 +75,7 @@ impl Link {
             // Where frames are recorded, none comes in pieces: see `Worker::new`.
             self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
+            self.moved = self.moved.saturating_add(frame.len());
         }
         Ok(received)
     }

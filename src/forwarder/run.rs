@@ -65,7 +65,10 @@ impl Forwarder {
                 Err(e) => return Err(ForwarderError::Wait(e.into())),
             };
             let now = self.clock.now();
-            let mut after = self.worker.look_again(now)?;
+            if self.worker.look_again(now)? == After::End {
+                return Ok(());
+            }
+            let mut after = After::Next;
             for event in events.iter().take(n) {
                 match Token::from_raw(event.data()) {
                     Some(Token::Monitor) => match self.monitor_spoke(now)? {
@@ -86,7 +89,8 @@ impl Forwarder {
                 }
             }
             self.worker.end_round(now);
-            handled = if self.worker.splice.take_bulk() {
+            let bulk = self.worker.host.link.take_bulk();
+            handled = if self.worker.splice.take_bulk() || bulk {
                 usize::MAX
             } else {
                 n

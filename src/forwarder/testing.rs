@@ -15,7 +15,6 @@ use super::udp_io;
 use crate::addr::Mac;
 use crate::flow::translate::Seen;
 use crate::pcap::Pcap;
-use crate::stats::Counters;
 use crate::sys::scm;
 use crate::tap::frame::FrameBuf;
 use crate::tap::tun::Tun;
@@ -34,11 +33,7 @@ pub(super) fn host() -> (Host, OwnedFd) {
         pool: Pool::new(1 << 20),
         outbound: Past::default(),
         config: crate::services::samples::config(),
-        link: Link {
-            tap: Tap::Tun(Tun::new(tap, offloads)),
-            pcap: Pcap::off(),
-            counters: Counters::default(),
-        },
+        link: Link::new(Tap::Tun(Tun::new(tap, offloads)), Pcap::off()),
         epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
         guest_mac: Mac::BROADCAST,
         neighbours: Neighbours::new(),

@@ -36,7 +36,7 @@ use crate::icmp;
 use crate::ipc::SupplyLink;
 use crate::log::RateLimit;
 use crate::pcap::Pcap;
-use crate::stats::{Counters, Drop, Reporter};
+use crate::stats::{Drop, Reporter};
 use crate::sys::piece::Piece;
 use crate::tap::batch::{Inbound, MAX_FRAMES};
 use crate::tap::frame::FrameBuf;
@@ -141,11 +141,7 @@ impl Worker {
             guest_mac: config.guest_mac.unwrap_or(Mac::BROADCAST),
             neighbours: Neighbours::new(),
             config,
-            link: Link {
-                tap,
-                pcap,
-                counters: Counters::default(),
-            },
+            link: Link::new(tap, pcap),
             epoll,
             frame: FrameBuf::new(),
             peek_offsets: super::tcp_io::PeekOffsets::probe(),
