@@ -108,8 +108,8 @@ fn dhclient(lab: &mut Lab) {
 
 /// A client cannot start before its link-local address is usable.
 fn link_local(g: &Guest) {
-    wait_for(g, "ip -6 addr show dev eth0 scope link -tentative", |s| {
-        s.contains("fe80::")
+    wait_for(g, "ip -6 addr show dev eth0 scope link", |s| {
+        s.contains("fe80::") && !s.contains("tentative")
     });
 }
 
@@ -134,8 +134,12 @@ fn dhcpcd(lab: &mut Lab) {
     assert_eq!(output.code, 0, "{}{}", output.out, output.err);
     let seen = wait_for(
         g,
-        "ip addr show dev eth0 -tentative; ip route; ip -6 route; cat /etc/resolv.conf",
-        |s| s.contains(&format!("inet {HOST4}/24")) && s.contains(&format!("inet6 {HOST6}/")),
+        "ip addr show dev eth0; ip route; ip -6 route; cat /etc/resolv.conf",
+        |s| {
+            s.contains(&format!("inet {HOST4}/24"))
+                && s.contains(&format!("inet6 {HOST6}/"))
+                && !s.contains("tentative")
+        },
     );
     for part in [
         format!("default via {GATEWAY4}"),
@@ -172,11 +176,12 @@ fn networkd(lab: &mut Lab) {
     g.sh(NETWORKD);
     let seen = wait_for(
         g,
-        "ip addr show dev eth0 -tentative; ip route; ip -6 route; cat /run/systemd/netif/links/*; tail -n 20 /run/t/networkd",
+        "ip addr show dev eth0; ip route; ip -6 route; cat /run/systemd/netif/links/*; tail -n 20 /run/t/networkd",
         |s| {
             s.contains(&format!("inet {HOST4}/24"))
                 && s.contains(&format!("inet6 {HOST6}/"))
                 && s.contains("ADMIN_STATE=configured")
+                && !s.contains("tentative")
         },
     );
     for part in [
@@ -203,10 +208,11 @@ fn slaac(lab: &mut Lab) {
     g.sh(&format!("ip link set eth0 mtu {mtu}"));
     let seen = wait_for(
         g,
-        "ip -6 addr show dev eth0 -tentative; ip -6 route; cat /proc/sys/net/ipv6/conf/eth0/mtu",
+        "ip -6 addr show dev eth0; ip -6 route; cat /proc/sys/net/ipv6/conf/eth0/mtu",
         |s| {
             s.contains("inet6 2001:db8:51:0:5054:ff:fe12:3456/64")
                 && s.contains("default via fe80::")
+                && !s.contains("tentative")
         },
     );
     has(&seen, &format!("\n{mtu}\n"));

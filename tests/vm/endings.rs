@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use crate::exec::{SOON, poll_until};
 use crate::guest::Qemu;
 use crate::harness::{Case, DIR};
-use crate::lab::{Lab, Link, Passt, Setup, boot, configure, processes, start_passt};
+use crate::lab::{Lab, Link, Setup, boot, configure, processes, start_passt};
 use crate::world::PEER4;
 
 pub const CASES: &[Case] = &[
@@ -27,7 +27,6 @@ fn one_off_stream(lab: &mut Lab) {
 }
 
 fn one_off_vhost(lab: &mut Lab) {
-    Passt::start(&lab.world, VHOST, &[]).stop();
     one_off(lab, Setup::new(VHOST), &["--vhost-user"]);
 }
 

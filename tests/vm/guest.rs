@@ -185,7 +185,7 @@ impl Guest {
         let (from, table) = (socket.try_clone().expect("dup"), Arc::clone(&waiting));
         std::thread::spawn(move || listen(from, &table));
         let to = Mutex::new(socket);
-        let guest = Guest {
+        let mut guest = Guest {
             qemu,
             n,
             to,
@@ -193,7 +193,13 @@ impl Guest {
             up,
             next: AtomicU32::new(1),
         };
-        guest.wait_up();
+        let mut up = false;
+        poll_until(BOOT, || {
+            up = guest.up.try_recv().is_ok();
+            up || guest.ended()
+        });
+        let said = || fs::read_to_string(&errors).unwrap_or_default();
+        assert!(up, "no guest within {BOOT:?}: {command:?}\n{}", said());
         guest
     }
 

@@ -17,14 +17,14 @@ pub const CASES: &[Case] = &[
     ("reset_in_the_middle", reset_in_the_middle),
 ];
 
-/// What costs a boot each.
-pub const CONNECTION: &[Case] = &[
-    (
-        "new_instance_on_the_same_socket",
-        new_instance_on_the_same_socket,
-    ),
-    ("killed_and_started_again", killed_and_started_again),
-];
+/// With a qemu that connects again.
+pub const RESTART: &[Case] = &[(
+    "new_instance_on_the_same_socket",
+    new_instance_on_the_same_socket,
+)];
+
+/// What costs a boot.
+pub const KILL: &[Case] = &[("killed_and_started_again", killed_and_started_again)];
 
 /// Bytes of a transfer that does not end by itself within a case.
 const ENDLESS: u64 = 1 << 40;
@@ -91,8 +91,8 @@ fn reset_in_the_middle(lab: &mut Lab) {
 fn killed_and_started_again(lab: &mut Lab) {
     lab.online();
     let before = descriptors();
-    drop(lab.guest().start(&format!("t get {PEER4} {ENDLESS} 4")));
-    let moving = || descriptors() >= before + 4;
+    drop(lab.guest().start(&format!("t get {PEER4} {ENDLESS} 32")));
+    let moving = || descriptors() >= before + 16;
     assert!(
         poll_until(SOON, moving),
         "no connections: {}",

@@ -56,9 +56,6 @@ use guest::Qemu;
 use harness::Group;
 use lab::{Lab, Link, Setup};
 
-/// What every guest can do that came up by itself, however it is connected.
-const ANY: &[&[harness::Case]] = &[config::CASES, traffic::CASES, life::CASES];
-
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
@@ -69,7 +66,7 @@ fn main() -> ExitCode {
     harness::main(&[
         Group {
             name: "stream",
-            cases: ANY,
+            cases: &[config::CASES, traffic::CASES, life::CASES],
             start: || {
                 Lab::start(Setup {
                     qemu: Qemu::Stable,
@@ -79,12 +76,12 @@ fn main() -> ExitCode {
         },
         Group {
             name: "vhost",
-            cases: ANY,
+            cases: &[config::CASES, traffic::CASES, life::RESTART, life::CASES],
             start: || Lab::start(Setup::new(Link::VhostUser { queues: 1 })),
         },
         Group {
             name: "stream1500",
-            cases: &[traffic::BULK, life::CONNECTION],
+            cases: &[traffic::BULK, life::RESTART, life::KILL],
             start: || {
                 Lab::start(Setup {
                     mtu: 1500,
@@ -94,7 +91,7 @@ fn main() -> ExitCode {
         },
         Group {
             name: "vhost1500",
-            cases: &[traffic::BULK, traffic::QUEUES, life::CONNECTION],
+            cases: &[traffic::BULK, traffic::QUEUES, life::KILL],
             start: || {
                 Lab::start(Setup {
                     mtu: 1500,
