@@ -7,10 +7,16 @@ use crate::harness::under_test;
 
 /// Test name, and the paragraph of DIFFERENCES.md that says why it is not asked of the established program.
 const TABLE: &[(&str, &str)] = &[
+    ("confinement::hijacked_forwarder", "processes"),
+    ("confinement::memory_is_not_executable", "processes"),
+    ("confinement::no_process_outlives_another", "processes"),
+    ("confinement::stream", "processes"),
+    ("confinement::vhost_user", "processes"),
     ("life::enable_and_disable", "rings that are off"),
     ("life::kick_and_call_replaced", "stalls"),
     ("life::memory_table_changes", "stalls"),
     ("life::polling", "bad messages"),
+    ("life::reconnect_often", "bad messages"),
     ("life::rings_restart", "stalls"),
     ("link::layouts_of_frames", "headers in pieces"),
     ("messages::half_messages", "bad messages"),

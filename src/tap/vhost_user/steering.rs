@@ -8,7 +8,7 @@
 use crate::wire::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// Flows told apart.
-const SLOTS: usize = 256;
+const SLOTS: usize = 4096;
 
 /// Where in the frame: IPv4 addresses, protocol; IPv6 addresses, next header.
 const V4_ADDRESSES: usize = ethernet::HEADER_LEN + 12;
@@ -69,8 +69,9 @@ fn slot(frame: &[u8]) -> Option<usize> {
                 [even, odd ^ byte]
             }
         });
-    let [high, low] = sum;
-    Some(usize::from(high.rotate_left(3) ^ low) % SLOTS)
+    // Ports that follow each other, as those of a guest's connections often do, have different slots.
+    let hash = usize::from(u16::from_be_bytes(sum));
+    Some((hash ^ (hash >> 12)) % SLOTS)
 }
 
 #[cfg(test)]
