@@ -20,6 +20,7 @@ const TABLE: &[(&str, &str)] = &[
     ("life::rings_restart", "stalls"),
     ("link::layouts_of_frames", "headers in pieces"),
     ("messages::half_messages", "bad messages"),
+    ("stream::bad_lengths", "half frames"),
     ("stream::half_a_frame", "half frames"),
     ("stream::reconnect_often", "half frames"),
     ("stream::shortest_and_longest", "longest frames"),
