@@ -91,7 +91,7 @@ fn main() -> ExitCode {
         },
         Group {
             name: "vhost1500",
-            cases: &[traffic::BULK, traffic::QUEUES, life::KILL],
+            cases: &[traffic::BULK, traffic::QUEUES, life::RESTART, life::KILL],
             start: || {
                 Lab::start(Setup {
                     mtu: 1500,

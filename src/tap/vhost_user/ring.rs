@@ -172,12 +172,18 @@ impl Ring {
         Ok(())
     }
 
-    /// SET_VRING_CALL.
+    /// SET_VRING_CALL. What was used before may have been told to the descriptor that is replaced here, when the driver
+    /// did not listen to that one yet; it would wait for ever for an index that has been passed. So the
+    /// new one is told at once, which costs a driver that knows already a look at the ring.
     ///
     /// # Errors
     /// [`Gone::Malformed`] if it is nothing that can be an eventfd: writing to anything else might wait.
     pub fn set_call(&mut self, call: Option<OwnedFd>) -> Result<(), Gone> {
         self.call = call.map(eventfd).transpose()?;
+        if let Some(call) = self.call.as_ref().filter(|_| self.bound) {
+            raise(call);
+            self.told = self.shown;
+        }
         Ok(())
     }
 

@@ -901,9 +901,25 @@ fn payload_is_received_in_place() {
 }
 
 #[test]
+fn a_new_call_is_told_what_the_old_one_may_have_been() {
+    let mut b = Bench::new(ALL, 1, 16);
+    b.supply(0, 0, 8, 1536);
+    assert!(b.called(0), "the ring was running before it had a call");
+    b.send_tcp(&pattern(10), 1400).unwrap();
+    b.link.flush();
+    let new = eventfd();
+    b.say(SET_VRING_CALL, &0_u64.to_ne_bytes(), &[new.as_fd()]);
+    b.calls[0] = new;
+    assert!(b.called(0));
+    b.link.flush();
+    assert!(!b.called(0), "once");
+}
+
+#[test]
 fn the_driver_is_interrupted_when_it_wants_to_be() {
     // By flag.
     let mut b = Bench::new(ALL & !EVENT_IDX, 1, 16);
+    assert!(b.called(0), "at the start");
     b.supply(0, 0, 8, 1536);
     for wanted in [true, false, true] {
         let flags = u16::from(!wanted);
@@ -919,6 +935,7 @@ fn the_driver_is_interrupted_when_it_wants_to_be() {
     }
     // By index: only when it goes past what the driver has named.
     let mut b = Bench::new(ALL, 1, 16);
+    assert!(b.called(0), "at the start");
     b.supply(0, 0, 8, 1536);
     let event = GuestAddress(b.rings[0].available() + 4 + 32);
     b.memory.write_obj(2_u16, event).unwrap();
