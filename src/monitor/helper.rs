@@ -22,6 +22,10 @@ const LINES_PER_SECOND: u32 = 1000;
 /// Lines taken in one go, so that a chatterbox cannot keep the monitor from its other duties.
 const LINES_AT_ONCE: u32 = 64;
 
+/// How long one that may end by itself has for that once its channel is closed: whatever else it has, thousands of
+/// connections, say, is closed meanwhile.
+const ORDERLY: Duration = Duration::from_secs(5);
+
 /// What another process has to say.
 #[derive(Debug)]
 pub(super) enum Heard<R> {
@@ -140,7 +144,8 @@ impl<S: Serialize, R: Parcel> Helper<S, R> {
     /// exit status, which is 0 only if it was free to end and did so in order.
     pub fn ended(&mut self) -> u8 {
         // Its channel may have ended a moment before it does.
-        let how = self.see_off(Instant::now().checked_add(super::GRACE));
+        let grace = if self.may_end { ORDERLY } else { super::GRACE };
+        let how = self.see_off(Instant::now().checked_add(grace));
         if self.may_end && how == Some(Ended::Exited(0)) {
             log::debug!("{} has ended, exiting", self.role.name());
             return 0;
@@ -223,12 +228,17 @@ mod tests {
             .arg("60")
             .spawn()
             .expect("sleep");
+        let (helper, socket, log) = of(&process);
+        (helper, socket, log, process)
+    }
+
+    fn of(process: &std::process::Child) -> (crate::monitor::Agent, OwnedFd, OwnedFd) {
         let pid = Pid::from_raw(i32::try_from(process.id()).expect("a pid"));
         let pidfd = pidfd_open(pid).expect("pidfd");
         let (link, socket) = ipc::agent_pair().expect("pair");
         let (log, log_socket) = scm::seqpacket_pair().expect("pair");
         let helper = Helper::new(Role::NsAgent, Child { pid, pidfd }, link, log);
-        (helper, socket, log_socket, process)
+        (helper, socket, log_socket)
     }
 
     #[test]
@@ -242,6 +252,18 @@ mod tests {
         assert!(helper.log().is_none());
         process.kill().expect("kill");
         process.wait().expect("wait");
+    }
+
+    #[test]
+    fn one_that_may_end_is_given_the_time_to() {
+        for (may_end, code) in [(true, 0), (false, 1)] {
+            let process = std::process::Command::new("sleep").arg("0.4").spawn();
+            let (mut helper, socket, _log) = of(&process.expect("sleep"));
+            helper = helper.ending(may_end);
+            drop(socket);
+            assert!(matches!(helper.receive(), Ok(Heard::End)));
+            assert_eq!(helper.ended(), code);
+        }
     }
 
     #[test]
