@@ -261,13 +261,13 @@ pub(super) struct PasstArgs {
     /// Print what the vhost-user back-end can do, as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
-    /// UNIX socket for passt-repair, or 'none' [default: the socket's path with .repair appended]
+    /// UNIX socket for passt-repair, or 'none' (accepted, no effect)
     #[arg(long, value_name = "PATH")]
     pub repair_path: Option<OsString>,
-    /// Exit after a migration away from here (deprecated)
+    /// Exit after a migration away from here (accepted, no effect)
     #[arg(long)]
     pub migrate_exit: bool,
-    /// Close connections after a migration away from here (deprecated)
+    /// Close connections after a migration away from here (accepted, no effect)
     #[arg(long)]
     pub migrate_no_linger: bool,
     /// Use this inherited, connected socket; implies --one-off
