@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::Pid;
 use passt::config::rules::RuleId;
@@ -14,7 +15,7 @@ use passt::ipc::{ForwarderLink, Request, SocketKind, SupplyLink};
 use passt::sys::process::pidfd_open;
 use passt::sys::scm;
 
-use crate::live::{Pasta, with_power};
+use crate::live::{Pasta, skipped, with_power};
 
 /// Inside this and no other test.
 const PORT: u16 = 18_080;
@@ -116,6 +117,12 @@ pub const ATTACKS: &[Attack] = &[
     }),
 ];
 
+/// Held by a test that compares what is listened on with what was before: the ports of the other one would be news.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// TCP ports listened on in the network `pid` is in.
 pub fn listening(pid: &str) -> Vec<u16> {
     let mut ports = Vec::new();
@@ -135,6 +142,7 @@ pub fn listening(pid: &str) -> Vec<u16> {
 
 #[test]
 fn a_hijacked_forwarder_obtains_nothing() {
+    let _alone = alone();
     with_power("hijack::a_hijacked_forwarder_obtains_nothing", || {
         let port = PORT.to_string();
         let options = ["-t", &port, "-u", "none", "-T", "18081", "-U", "none"];
@@ -145,7 +153,7 @@ fn a_hijacked_forwarder_obtains_nothing() {
                 let sockets = match channels(pasta.forwarder()) {
                     Ok(sockets) => sockets,
                     Err(e) => {
-                        println!("skipped: no descriptors of another process: {e}");
+                        skipped(&format!("no descriptors of another process: {e}"));
                         return;
                     }
                 };

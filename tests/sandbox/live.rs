@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -26,10 +26,15 @@ const NET_BIND_SERVICE: u64 = 1 << 10;
 /// Set in the copy of this program that runs inside a user namespace.
 const INSIDE: &str = "PASST_TEST_INSIDE_USERNS";
 
+/// Says why a test did nothing, past the test harness, which keeps what print macros write by a test that passes.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// Run `test` where we have power over the processes we start; `name` is the test's full name.
 pub fn with_power(name: &str, test: impl FnOnce()) {
     if !fs::exists("/dev/net/tun").unwrap_or(false) {
-        println!("skipped: no /dev/net/tun");
+        skipped("no /dev/net/tun");
         return;
     }
     if nix::unistd::geteuid().is_root() || std::env::var_os(INSIDE).is_some() {
@@ -46,7 +51,7 @@ pub fn with_power(name: &str, test: impl FnOnce()) {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("inside a user namespace: {status}"),
-        Err(e) => println!("skipped: no unshare(1): {e}"),
+        Err(e) => skipped(&format!("no unshare(1): {e}")),
     }
 }
 

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::hijack::{ATTACKS, channels, listening};
+use crate::hijack::{ATTACKS, alone, channels, listening};
 use crate::live::{
     check_credentials, check_descriptors, check_limits, check_namespaces, check_root, check_user,
-    comm, descendants, wait_gone, with_power,
+    comm, descendants, skipped, wait_gone, with_power,
 };
 use crate::policy::processes;
 
@@ -163,6 +163,7 @@ fn neither_process_outlives_the_other() {
 
 #[test]
 fn a_hijacked_forwarder_obtains_nothing() {
+    let _alone = alone();
     with_power("machine::a_hijacked_forwarder_obtains_nothing", || {
         let port = PORT.to_string();
         let before = listening("self");
@@ -171,7 +172,7 @@ fn a_hijacked_forwarder_obtains_nothing() {
             let sockets = match channels(passt.forwarder) {
                 Ok(sockets) => sockets,
                 Err(e) => {
-                    println!("skipped: no descriptors of another process: {e}");
+                    skipped(&format!("no descriptors of another process: {e}"));
                     return;
                 }
             };
