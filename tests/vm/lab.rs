@@ -159,11 +159,7 @@ impl Passt {
             "still there after {limit:?}: {}",
             self.log()
         );
-        assert!(
-            poll_until(limit, || processes().is_empty()),
-            "left behind: {:?}",
-            processes()
-        );
+        nothing_left();
     }
 }
 
@@ -186,6 +182,13 @@ pub fn processes() -> Vec<i32> {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|n| n.starts_with("passt"))
     };
     exec::processes().into_iter().filter(named).collect()
+}
+
+/// Everything of the program under test goes.
+#[track_caller]
+pub fn nothing_left() {
+    let gone = poll_until(SOON, || processes().is_empty());
+    assert!(gone, "left behind: {:?}", processes());
 }
 
 /// Their open descriptors.

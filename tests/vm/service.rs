@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
 use crate::servers::{check_pattern, send_pattern};
 
 /// TCP and UDP port of the service.
@@ -231,6 +234,9 @@ pub fn open_many(to: SocketAddr, n: usize) -> Result<()> {
 
 /// The other side of [`open_many`].
 pub fn accept_many(listener: &TcpListener, n: usize) -> Result<()> {
+    // Whoever is to connect may have failed; socket(7): this goes for accept(2) too.
+    let patience = TimeVal::seconds(i64::try_from(PATIENCE.as_secs()).map_err(text)?);
+    setsockopt(listener, sockopt::ReceiveTimeout, &patience).map_err(text)?;
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Vec::with_capacity(n));
     let work = || -> Result<()> {
@@ -339,7 +345,7 @@ fn run(words: &[&str]) -> Result<String> {
 /// A datagram socket of one family only, as a dual-stack one would also take the other's port.
 fn only(any: &str) -> Result<UdpSocket> {
     use nix::sys::socket::SockaddrIn6;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, bind, setsockopt, socket, sockopt};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, bind, socket};
     use std::os::fd::AsRawFd;
     if any == "0.0.0.0" {
         return UdpSocket::bind((any, PORT)).map_err(text);

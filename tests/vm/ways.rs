@@ -6,10 +6,10 @@ use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use crate::exec::{SOON, poll_until};
+use crate::exec::SOON;
 use crate::guest::{Guest, Qemu};
 use crate::harness::{Case, DIR, PASTA, skip, under_test};
-use crate::lab::{Lab, Link, Passt, Setup, boot, card_of, configure, processes, start_passt};
+use crate::lab::{Lab, Link, Passt, Setup, boot, card_of, configure, nothing_left, start_passt};
 use crate::world::{PEER4, PEER6};
 
 pub const CASES: &[Case] = &[
@@ -32,13 +32,6 @@ fn works(g: &Guest) {
     g.sh(&format!(
         "t get {PEER4} 10000000 && t put {PEER6} 10000000 && ping -n -c 1 -W 5 {PEER4}"
     ));
-}
-
-/// Everything of the program under test goes.
-#[track_caller]
-fn nothing_left() {
-    let gone = poll_until(SOON, || processes().is_empty());
-    assert!(gone, "left behind: {:?}", processes());
 }
 
 /// The newest qemu on the stream socket, which it hands over to another one: what `passt` does without options.
