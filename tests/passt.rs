@@ -3,12 +3,6 @@
 //!
 //! It runs in the network it finds and listens on no port, so that no privilege is needed.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "tests report to their user"
-)]
-
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -447,9 +441,12 @@ fn print_capabilities_needs_nothing_and_prints_json() {
     assert_eq!(value["type"], "net");
 }
 
-/// A place of its own for the default paths: /tmp is for everybody. Nothing to print if it cannot be had.
+/// A place of its own for the default paths: /tmp is for everybody. Nothing is printed if it cannot be had, and
+/// nothing is left behind.
 const ELSEWHERE: &str = r#"
 mount -t tmpfs -o mode=1777 none /tmp || exit 77
+trap 'kill $(cat /tmp/pid /tmp/pid2) 2>/dev/null' EXIT
+echo mounted
 "$PASST" -q -P /tmp/pid || exit 1
 "$PASST" -q -P /tmp/pid2 || exit 2
 ls /tmp/passt_1.socket /tmp/passt_2.socket || exit 3
@@ -457,7 +454,11 @@ ls /tmp/passt_1.socket /tmp/passt_2.socket || exit 3
 ln -s /bin/echo /tmp/qemu-kvm
 PATH=/tmp:$PATH "$QRAP" -m 1G -nic user || exit 5
 kill "$(cat /tmp/pid)" "$(cat /tmp/pid2)"
-while "$QRAP" 7 true 2>/tmp/said; do :; done
+tries=0
+while "$QRAP" 7 true 2>/tmp/said; do
+    tries=$((tries + 1))
+    [ $tries -lt 1000 ] || exit 6
+done
 cat /tmp/said
 "#;
 
@@ -477,9 +478,10 @@ fn qrap_finds_an_instance_at_a_default_path() {
         .stdin(Stdio::null())
         .output();
     let output = match output {
-        Ok(output) if output.status.code() != Some(77) && !output.stdout.is_empty() => output,
+        Ok(output) if output.stdout.starts_with(b"mounted\n") => output,
         other => {
-            println!("skipped: no mount namespace: {other:?}");
+            // Past the test harness, which keeps what print macros write by a test that passes.
+            let _ = writeln!(std::io::stderr(), "skipped: no mount namespace: {other:?}");
             return;
         }
     };
@@ -491,6 +493,7 @@ fn qrap_finds_an_instance_at_a_default_path() {
     assert_eq!(
         lines,
         [
+            "mounted",
             "/tmp/passt_1.socket",
             "/tmp/passt_2.socket",
             // A frame's length: the connection is at the start of one.
