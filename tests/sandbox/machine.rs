@@ -1,7 +1,7 @@
 //! passt's processes: two, and what they hold while a machine is connected.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -58,21 +58,20 @@ impl Passt {
             directory,
             client: None,
         };
-        passt.client = Some(passt.until("socket", |_| UnixStream::connect(&socket).ok()));
+        let mut client = passt.until("socket", |_| UnixStream::connect(&socket).ok());
+        // Nobody is answered before both processes are confined.
+        client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        if options.contains(&"--vhost-user") {
+            let get_features = [1_u32, 1, 0].map(u32::to_ne_bytes);
+            client.write_all(get_features.as_flattened()).expect("room");
+        }
+        // Others are asked where they are.
+        client.read_exact(&mut [0; 4]).expect("a word");
+        passt.client = Some(client);
         passt.forwarder = passt.until("forwarder", |passt| {
             descendants(passt.monitor.id())
                 .into_iter()
                 .find(|pid| comm(*pid) == "passt:forwarder")
-        });
-        // With the client taken it is confined.
-        passt.until("client", |passt| {
-            let open = fs::read_dir(format!("/proc/{}/fd", passt.forwarder)).ok()?;
-            let sockets = open.flatten().filter(|entry| {
-                fs::read_link(entry.path())
-                    .is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
-            });
-            // Two pairs with the monitor, where clients come, and one of them.
-            (sockets.count() >= 4).then_some(())
         });
         passt
     }
