@@ -34,9 +34,16 @@ pub enum Qemu {
 impl Qemu {
     /// The command: this qemu, in its own tree.
     pub fn command(self) -> Command {
-        let tree = self.tree();
-        let mut command = Command::new("/usr/sbin/chroot");
-        command.args([tree.as_str(), "/usr/bin/qemu-system-x86_64"]);
+        self.inside("/usr/bin/qemu-system-x86_64")
+    }
+
+    /// A program in this qemu's tree. The tree is the root of a mount namespace: whoever is in a
+    /// chroot may not make user namespaces, which a program that qemu starts wants to.
+    pub fn inside(self, program: &str) -> Command {
+        let enter = "cd \"$0\" && pivot_root . old && cd / && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.args(["--mount", "sh", "-c", enter, &self.tree(), program]);
         command
     }
 

@@ -492,6 +492,9 @@ fn prepare_files() -> nix::Result<()> {
     for tree in ["qemu-stable", "qemu-newest"] {
         let tree = Path::new(image::BUILT).join(tree);
         if tree.exists() {
+            // A mount of its own, to be made the root of a namespace, and a place for the old root.
+            fs::create_dir_all(tree.join("old")).expect("the tree is ours");
+            bind(&open(&tree), &tree.to_string_lossy())?;
             for dir in ["dev", "proc", "sys", "run", "tmp"] {
                 bind(
                     &open(&Path::new("/").join(dir)),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::differences::established;
 use crate::exec::poll_until;
 use crate::guest::SOON;
 use crate::harness::Case;
@@ -281,7 +282,8 @@ fn refused(lab: &mut Lab) {
 /// The program's descriptors come back when connections have ended.
 #[track_caller]
 pub fn settled(before: usize, limit: Duration) {
-    let slack = 40; // what a pool may keep
+    // What a pool may keep.
+    let slack = if established() { 100 } else { 40 };
     assert!(
         poll_until(limit, || descriptors() <= before + slack),
         "{before} descriptors before, {} after",

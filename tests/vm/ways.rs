@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -104,10 +103,8 @@ fn qrap(lab: &mut Lab) {
         skip("there is no qrap beside the program under test");
     }
     let passt = Passt::start_at(&lab.world, "/tmp/passt_1.socket", Link::Stream, &[]);
-    let tree = STABLE.qemu.tree();
-    let mut command = Command::new("/usr/sbin/chroot");
-    let qrap = format!("{DIR}/built/qrap");
-    command.args([&tree, &qrap, "5", "/usr/bin/qemu-system-x86_64"]);
+    let mut command = STABLE.qemu.inside(&format!("{DIR}/built/qrap"));
+    command.args(["5", "/usr/bin/qemu-system-x86_64"]);
     let network = ["-netdev", "socket,fd=5,id=net", "-device", &card_of("net")].map(str::to_owned);
     let guest = lab
         .world
