@@ -9,6 +9,8 @@ use crate::wire::virtio_net;
 
 /// A round that moves so much over a socket, in bytes, is part of a bulk transfer: one full frame.
 const BULK: usize = 1400;
+/// So much at once from the guest, in bytes, is worth a round: a third of what a socket holds.
+const GATHERED: usize = 48 << 10;
 
 /// One worker's link.
 #[derive(Debug)]
@@ -16,8 +18,20 @@ pub(super) struct Link {
     pub(super) tap: Tap,
     pub(super) pcap: Pcap,
     pub(super) counters: Counters,
-    /// Bytes of frames since [`Link::take_bulk`].
+    /// Bytes of frames since [`Link::take_pace`]: all, and those from the guest.
     moved: usize,
+    received: usize,
+}
+
+/// How soon to look for more, after a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pace {
+    /// As soon as there is anything.
+    Prompt,
+    /// Not before we are woken.
+    Asleep,
+    /// Not at once even if there is something.
+    Rest,
 }
 
 impl Link {
@@ -27,14 +41,25 @@ impl Link {
             pcap,
             counters: Counters::default(),
             moved: 0,
+            received: 0,
         }
     }
 
-    /// Is this a bulk transfer where it is better to sleep than to look for more? Whoever writes to a socket needs no
-    /// answer for that, and what it writes until we wake is read in one go. Asking begins the next round.
-    pub(super) fn take_bulk(&mut self) -> bool {
+    /// Asking begins the next round.
+    ///
+    /// In a bulk transfer over a socket it is better to sleep than to look for more: whoever writes to it needs no
+    /// answer for that, and what it writes until we wake is read in one go. If it is even slower than our waking, frames
+    /// come one by one; they are left to gather for a moment then.
+    pub(super) fn take_pace(&mut self) -> Pace {
         let moved = std::mem::take(&mut self.moved);
-        moved > BULK && matches!(self.tap, Tap::Stream(_))
+        let received = std::mem::take(&mut self.received);
+        if moved <= BULK || !matches!(self.tap, Tap::Stream(_)) {
+            Pace::Prompt
+        } else if received > BULK && received < GATHERED {
+            Pace::Rest
+        } else {
+            Pace::Asleep
+        }
     }
 
     /// Send the first `len` bytes of a frame buffer to the guest. `false`: the tap refused, counted.
@@ -75,6 +100,7 @@ impl Link {
             // Where frames are recorded, none comes in pieces: see `Worker::new`.
             self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
+            self.received = self.received.saturating_add(frame.len());
             self.moved = self.moved.saturating_add(frame.len());
         }
         Ok(received)

@@ -12,8 +12,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use super::guest::After;
+use super::link::Pace;
 use super::patience;
 use super::token::Token;
 use super::worker::Worker;
@@ -25,6 +28,8 @@ use crate::udp;
 
 /// Most events fetched at once.
 const EVENTS: usize = 64;
+/// How long frames are left to gather; the kernel makes 50 µs more of it. What a socket holds takes longer to fill.
+const REST: TimeSpec = TimeSpec::new(0, 100_000);
 /// Messages of the monitor read in one go.
 const MESSAGES: usize = 16;
 
@@ -89,8 +94,8 @@ impl Forwarder {
                 }
             }
             self.worker.end_round(now);
-            let bulk = self.worker.host.link.take_bulk();
-            handled = if self.worker.splice.take_bulk() || bulk {
+            let pace = self.worker.host.link.take_pace();
+            handled = if self.worker.splice.take_bulk() || pace != Pace::Prompt {
                 usize::MAX
             } else {
                 n
@@ -99,6 +104,11 @@ impl Forwarder {
                 Ok(()) => {}
                 Err(IpcError::Closed) => return Ok(()),
                 Err(e) => return Err(ForwarderError::Monitor(e)),
+            }
+            if pace == Pace::Rest && !self.worker.more {
+                // Nothing depends on how long it takes: a signal may cut it short.
+                let flags = ClockNanosleepFlags::empty();
+                let _ = clock_nanosleep(ClockId::CLOCK_MONOTONIC, flags, &REST);
             }
         }
     }

@@ -15,6 +15,7 @@ pub const NAMED: &[(&str, c_long)] = &[
     ("epoll_wait", libc::SYS_epoll_wait),
     ("exit_group", libc::SYS_exit_group),
     ("fcntl", libc::SYS_fcntl),
+    ("clock_nanosleep", libc::SYS_clock_nanosleep),
     ("fstat", libc::SYS_fstat),
     ("ftruncate", libc::SYS_ftruncate),
     ("getsockname", libc::SYS_getsockname),
