@@ -362,7 +362,7 @@ exit 0
 #[track_caller]
 pub fn fresh_interface(g: &Guest) {
     g.sh(&format!(
-        "pkill -9 'udhcpc|dhclient|dhcpcd|networkd|udevd'
+        "pkill -9 'udhcpc|dhclient|dhcpcd|systemd-'
         rm -rf /run/t/* /run/systemd /run/udev /run/dhcpcd* /var/lib/dhcp/* /var/lib/dhcpcd/* /etc/resolv.conf
         device=$(readlink /sys/class/net/eth0/device)
         echo \"${{device##*/}}\" >/sys/bus/virtio/drivers/virtio_net/unbind
