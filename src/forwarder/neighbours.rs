@@ -97,7 +97,10 @@ fn is_taken(config: &Config, address: IpAddr) -> bool {
                 || [v4.map_host_loopback, v4.map_guest_addr, v4.dns_match].contains(&Some(ip))
         }),
         IpAddr::V6(ip) => config.v6.as_ref().is_none_or(|v6| {
+            // Our own, unless it is the router's and the guest reaches that one under it.
+            let ours = Some(v6.our_link_local).filter(|own| v6.gateway != Some(*own));
             [
+                ours,
                 v6.addr,
                 v6.map_host_loopback,
                 v6.map_guest_addr,
@@ -161,6 +164,7 @@ mod tests {
             "192.0.2.60",
             "192.0.2.53",
             "2001:db8:5::5",
+            "fe80::1",
             "fe80::99",
             "fe80::60",
         ] {
