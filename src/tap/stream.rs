@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
-use libc::{ECONNRESET, EPIPE, SO_SNDBUF, SOL_SOCKET};
+use libc::{ECONNRESET, ENOBUFS, ENOMEM, EPIPE, SO_SNDBUF, SOL_SOCKET};
 use nix::errno::Errno;
 
 use super::batch::{Inbound, Meta};
@@ -383,8 +383,16 @@ fn head_of<'a>(slot: &'a [u8; SLOT], one: &Segment<'_>) -> &'a [u8] {
 
 /// As much as the socket takes now, maybe nothing.
 fn write(client: &OwnedFd, pieces: &[Piece<'_>]) -> io::Result<usize> {
-    match stream::uninterrupted(|| stream::send(client, pieces, false)) {
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
+    taken(stream::uninterrupted(|| {
+        stream::send(client, pieces, false)
+    }))
+}
+
+/// A kernel that is short of memory says so, and that passes: what is thrown away in the middle of a frame would be the
+/// end of all frames.
+fn taken(sent: io::Result<usize>) -> io::Result<usize> {
+    match sent {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | ENOBUFS | ENOMEM)) => Ok(0),
         other => other,
     }
 }
@@ -637,6 +645,20 @@ mod tests {
         link.flush();
         got.extend(drain(&mut client, usize::MAX));
         assert!(payload(&got).0 == expected);
+    }
+
+    #[test]
+    fn only_a_client_that_is_gone_is_an_error_of_writing() {
+        for (errno, ends) in [
+            (libc::EAGAIN, false),
+            (ENOBUFS, false),
+            (ENOMEM, false),
+            (EPIPE, true),
+            (ECONNRESET, true),
+        ] {
+            let taken = taken(Err(io::Error::from_raw_os_error(errno)));
+            assert_eq!(taken.is_err(), ends, "{errno}");
+        }
     }
 
     /// What is kept for a client that never reads is bounded.
