@@ -181,7 +181,9 @@ impl VhostUser {
         let pairs = self.session.rings.len() / 2;
         for turn in 0..pairs {
             let pair = self.next.wrapping_add(turn).checked_rem(pairs).unwrap_or(0);
-            if self.drain(pair, batch, &mut received)? {
+            let drained = self.drain(pair, batch, &mut received);
+            // A batch that nobody is going to look at would keep the guest's memory.
+            if drained.inspect_err(|_| batch.clear())? {
                 // The others come first next time.
                 self.next = pair.wrapping_add(1);
                 received.more = true;

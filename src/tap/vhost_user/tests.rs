@@ -765,6 +765,16 @@ fn a_ring_that_breaks_the_rules_ends_the_connection() {
         b.link.receive(&mut batch),
         Err(Gone::Malformed(_))
     ));
+    // ... behind a frame whose payload was lent: the memory is not kept for that.
+    let mut b = Bench::new(Features::offered(2), 2, 64);
+    b.transmit(&from_guest(&pattern(30_000), 12), 4096, true);
+    let at = GuestAddress(b.rings[3].available() + 2);
+    b.memory.write_obj(65_u16, at).unwrap();
+    assert!(matches!(
+        b.link.receive(&mut batch),
+        Err(Gone::Malformed(_))
+    ));
+    assert!(batch.is_empty());
     // The same in the other direction is told at the next occasion.
     let mut b = Bench::new(ALL, 1, 64);
     let at = GuestAddress(b.rings[0].available() + 2);
