@@ -18,8 +18,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// What a descriptor is, as far as it matters here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// A regular file (also a memfd) of so many bytes.
-    File(u64),
+    /// A regular file (also a memfd).
+    File {
+        /// In bytes.
+        length: u64,
+        /// Its block size in bytes; for one in huge pages, theirs.
+        block: usize,
+    },
     /// An anonymous inode: eventfd(2) and the like.
     Anonymous,
     /// Something else.
@@ -40,7 +45,10 @@ pub fn kind(fd: impl AsFd) -> io::Result<Kind> {
     // SAFETY: all-zeroes is a valid value, and the kernel has filled it in.
     let stat = unsafe { stat.assume_init() };
     Ok(match stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG => Kind::File(u64::try_from(stat.st_size).unwrap_or(0)),
+        libc::S_IFREG => Kind::File {
+            length: u64::try_from(stat.st_size).unwrap_or(0),
+            block: usize::try_from(stat.st_blksize).unwrap_or(0),
+        },
         0 => Kind::Anonymous,
         _ => Kind::Other,
     })

@@ -17,7 +17,7 @@ use crate::wire::ethernet::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::wire::virtio_net::{self, Gso, Header};
 use crate::wire::{PROTOCOL_TCP, ipv4, ipv6};
 
-/// Most buffers of a frame; one in more of them is dropped. (Linux uses up to 19.)
+/// Most descriptors of a frame, empty ones included; one of more is dropped. (Linux uses up to 19.)
 const MAX_BUFFERS: usize = 1024;
 /// Frames up to this length are copied whole, in bytes: naming the pieces costs more.
 const COPIED: usize = 2048;
@@ -45,10 +45,15 @@ pub fn take(
 ) -> Outcome {
     let mut buffers = ArrayVec::<Segment, MAX_BUFFERS>::new();
     let mut total = 0_usize;
-    for buffer in chain.filter(|b| !b.is_write_only() && b.len() > 0) {
-        if buffers.try_push((buffer.addr(), buffer.len())).is_err() {
+    for (n, buffer) in chain.enumerate() {
+        if n >= MAX_BUFFERS {
             return Outcome::Odd;
         }
+        if buffer.is_write_only() || buffer.len() == 0 {
+            continue;
+        }
+        // There are no more than it takes.
+        let _ = buffers.try_push((buffer.addr(), buffer.len()));
         total = total.saturating_add(usize::try_from(buffer.len()).unwrap_or(usize::MAX));
     }
     let frame = Scattered {

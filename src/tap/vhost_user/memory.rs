@@ -33,8 +33,17 @@ const MAX_LENT: usize = 60;
 /// The mapping; cheap to clone. Unmapped when the last clone goes.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    guest: Arc<GuestMemoryMmap<()>>,
+    mapped: Arc<Mapped>,
     regions: ArrayVec<Region, MAX_REGIONS>,
+}
+
+/// What the frontend named, and what was mapped for it: a file in huge pages is mapped by the page whatever was
+/// asked for, and munmap(2) refuses to take less away.
+#[derive(Debug)]
+struct Mapped {
+    /// Views of the others, so it is declared, and goes, before them.
+    guest: GuestMemoryMmap<()>,
+    _pages: ArrayVec<MmapRegion<()>, MAX_REGIONS>,
 }
 
 /// Where a region of guest memory is in the frontend's space.
@@ -64,9 +73,10 @@ impl Memory {
     pub fn map(mut table: Table) -> Result<Self, Gone> {
         table.sort_unstable_by_key(|(region, _)| region.guest_phys_addr);
         let mut regions = ArrayVec::new();
+        let mut pages = ArrayVec::new();
         let mut maps = Vec::with_capacity(table.len());
         for (region, fd) in table {
-            let Ok(Kind::File(length)) = shared::kind(&fd) else {
+            let Ok(Kind::File { length, block }) = shared::kind(&fd) else {
                 return Err(Gone::Malformed("memory that is not in a file"));
             };
             let end = region.mmap_offset.checked_add(region.memory_size);
@@ -74,12 +84,20 @@ impl Memory {
                 return Err(Gone::Malformed("region beyond the end of its file"));
             }
             let size = usize::try_from(region.memory_size)
-                .map_err(|_| Gone::Malformed("region larger than memory can be"))?;
+                .ok()
+                .and_then(|size| Some((size, size.checked_next_multiple_of(block)?)));
+            let (size, whole) = size.ok_or(Gone::Malformed("region larger than memory can be"))?;
             let file = FileOffset::new(fd.into(), region.mmap_offset);
-            let map = MmapRegion::from_file(file, size).map_err(|_| Gone::Failed(Errno::last()))?;
-            let map = GuestRegionMmap::new(map, GuestAddress(region.guest_phys_addr))
+            let map = MmapRegion::<()>::from_file(file, whole)
+                .map_err(|_| Gone::Failed(Errno::last()))?;
+            // SAFETY: `size` bytes of a mapping that lives longer than this, see `Mapped`.
+            let view =
+                unsafe { MmapRegion::build_raw(map.as_ptr(), size, map.prot(), map.flags()) }
+                    .map_err(|_| Gone::Failed(Errno::EINVAL))?;
+            let view = GuestRegionMmap::new(view, GuestAddress(region.guest_phys_addr))
                 .ok_or(Gone::Malformed("region that wraps around"))?;
-            maps.push(map);
+            pages.push(map);
+            maps.push(view);
             regions.push(Region {
                 frontend: region.user_addr,
                 guest: region.guest_phys_addr,
@@ -88,8 +106,12 @@ impl Memory {
         }
         let guest = GuestMemoryMmap::from_regions(maps)
             .map_err(|_| Gone::Malformed("regions that overlap"))?;
+        let mapped = Mapped {
+            guest,
+            _pages: pages,
+        };
         Ok(Self {
-            guest: Arc::new(guest),
+            mapped: Arc::new(mapped),
             regions,
         })
     }
@@ -97,7 +119,7 @@ impl Memory {
     /// What the queue of the `virtio-queue` crate works on.
     #[must_use]
     pub fn guest(&self) -> &GuestMemoryMmap<()> {
-        &self.guest
+        &self.mapped.guest
     }
 
     /// The guest address of what the frontend calls `address`, for `len` bytes in one region.
@@ -120,7 +142,7 @@ impl Memory {
     /// # Errors
     /// [`Outside`].
     pub fn read(&self, address: GuestAddress, into: &mut [u8]) -> Result<(), Outside> {
-        self.guest.read_slice(into, address).map_err(|_| Outside)
+        self.guest().read_slice(into, address).map_err(|_| Outside)
     }
 
     /// Copy `bytes` to `address`.
@@ -128,7 +150,9 @@ impl Memory {
     /// # Errors
     /// [`Outside`].
     pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), Outside> {
-        self.guest.write_slice(bytes, address).map_err(|_| Outside)
+        self.guest()
+            .write_slice(bytes, address)
+            .map_err(|_| Outside)
     }
 
     /// Begin to lend memory to a batch.
@@ -165,7 +189,7 @@ impl Memory {
         access: Permissions,
         mut each: impl FnMut(VolatileSlice<'a>),
     ) -> Result<(), Outside> {
-        let memory: &'a GuestMemoryMmap<()> = &self.guest;
+        let memory: &'a GuestMemoryMmap<()> = self.guest();
         for slice in GuestMemory::get_slices(memory, address, len, access).map_err(|_| Outside)? {
             each(slice.map_err(|_| Outside)?);
         }
@@ -201,7 +225,7 @@ impl Lender<'_> {
     /// Put a frame into the batch: a head of `len` bytes at the start of its room, then what was added. `false`: there is no
     /// room for it.
     pub fn commit(self, batch: &mut Inbound, len: usize, meta: Meta) -> bool {
-        batch.hold(self.memory.guest.clone());
+        batch.hold(self.memory.mapped.clone());
         batch.commit_head(0, len, &self.pieces, meta)
     }
 }

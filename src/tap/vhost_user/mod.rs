@@ -163,6 +163,12 @@ impl VhostUser {
         })
     }
 
+    /// A ring was found broken: [`Self::receive`] is going to say so.
+    #[must_use]
+    pub const fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     /// Is there a ring to the guest?
     #[must_use]
     pub fn is_usable(&self) -> bool {
@@ -172,8 +178,17 @@ impl VhostUser {
     /// Read frames until there are none, or the batch is full.
     ///
     /// # Errors
-    /// [`Gone`] if a ring is broken.
+    /// [`Gone`] if a ring is broken. The batch is empty then.
     pub fn receive(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
+        let received = self.look(batch);
+        if received.is_err() {
+            // Nobody is going to release it, and memory of a guest that is let go of must not stay mapped.
+            batch.clear();
+        }
+        received
+    }
+
+    fn look(&mut self, batch: &mut Inbound) -> Result<Received, Gone> {
         if let Some(gone) = self.broken.take() {
             return Err(gone);
         }

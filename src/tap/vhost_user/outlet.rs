@@ -83,7 +83,9 @@ impl Claim {
         for chain in ring.chains(memory)? {
             let head = chain.head_index();
             let mut room = 0_usize;
-            for buffer in chain.filter(|b| b.is_write_only() && b.len() > 0) {
+            // Tables can be long and empty: what is behind so many descriptors is not looked at.
+            let looked_at = chain.take(MAX_BUFFERS);
+            for buffer in looked_at.filter(|b| b.is_write_only() && b.len() > 0) {
                 let one = (buffer.addr(), buffer.len());
                 if self.buffers.try_push(one).is_err() {
                     break;

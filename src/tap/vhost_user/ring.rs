@@ -132,7 +132,7 @@ impl Ring {
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= MAX_SIZE => {
                 self.size = size;
-                self.bound = false;
+                self.unbind();
                 Ok(())
             }
             _ => Err(Gone::Malformed("ring of an impossible size")),
@@ -146,7 +146,7 @@ impl Ring {
             available: message.available,
             used: message.used,
         });
-        self.bound = false;
+        self.unbind();
     }
 
     /// SET_VRING_BASE: where to go on.
@@ -156,7 +156,7 @@ impl Ring {
     pub fn set_base(&mut self, base: u32) -> Result<(), Gone> {
         let base = u16::try_from(base).map_err(|_| Gone::Malformed("invalid index of a ring"))?;
         self.queue.set_next_avail(base);
-        self.bound = false;
+        self.unbind();
         Ok(())
     }
 
@@ -169,6 +169,8 @@ impl Ring {
             Some(fd) => Kick::By(eventfd(fd)?),
             None => Kick::Polled,
         };
+        // What came before is to be looked for.
+        self.running = false;
         Ok(())
     }
 
@@ -195,8 +197,7 @@ impl Ring {
     /// Stop: where we are in the available ring. The kick must no longer be watched.
     pub fn stop(&mut self) -> u16 {
         self.kick = Kick::Stopped;
-        self.bound = false;
-        self.running = false;
+        self.unbind();
         self.queue.next_avail()
     }
 
@@ -232,7 +233,7 @@ impl Ring {
         Ok(now && !before)
     }
 
-    /// Memory or features have changed: find the ring again before it is used.
+    /// Something has changed: find the ring again before it is used, and look into it then.
     pub fn unbind(&mut self) {
         self.bound = false;
         self.running = false;

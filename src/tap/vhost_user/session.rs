@@ -3,9 +3,10 @@
 //!
 //! The order in which things are said is the frontend's: rings may be enabled before they have an address, memory may
 //! change under running rings. So each request only notes what it says, and afterwards every ring is looked at
-//! again: one that has become usable is looked into at once (a kick that came too early is lost), one that has lost its place in memory is not touched any more. Whatever breaks the specification ends the
-//! connection, with one sentence in the log; only what one descriptor says about itself can cost memory here, and there
-//! are at most [`MAX_REGIONS`](super::protocol::MAX_REGIONS) of these.
+//! again: one that has become usable is looked into at once (a kick that came too early is lost), one that has lost its
+//! place in memory is not touched any more. Whatever breaks the specification ends the connection, with one sentence in
+//! the log; only what one descriptor says about itself can cost memory here, and there are at most
+//! [`MAX_REGIONS`](super::protocol::MAX_REGIONS) of these.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -240,10 +241,11 @@ impl Session {
         ring.is_usable().then_some((memory, self.features, ring))
     }
 
-    /// Is there a ring for which nobody will tell us of new buffers?
+    /// Is there a ring from the guest for which nobody will tell us of frames? (Buffers for frames to the guest are
+    /// looked for when there is a frame.)
     #[must_use]
     pub fn is_polled(&self) -> bool {
-        self.rings.iter().any(Ring::is_polled)
+        self.rings.iter().skip(1).step_by(2).any(Ring::is_polled)
     }
 
     /// Does any ring lead to the guest now?

@@ -700,6 +700,66 @@ fn lent_memory_outlives_the_connection() {
     assert_eq!(part, message[12 + 54..][..part.len()]);
 }
 
+/// Of a guest that is let go of, nothing is kept.
+#[test]
+fn a_breach_leaves_nothing_in_the_batch() {
+    let mut b = Bench::new(Features::offered(2), 2, 64);
+    b.transmit(&from_guest(&pattern(30_000), 12), 4096, true);
+    let at = GuestAddress(b.rings[3].available() + 2);
+    b.memory.write_obj(65_u16, at).unwrap();
+    assert!(b.link.receive(&mut b.batch).is_err());
+    assert!(b.batch.is_empty());
+}
+
+/// Huge pages are unmapped whole or not at all.
+#[test]
+fn a_part_of_a_huge_page_does_not_stay_mapped() {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB;
+    let Ok(file) = memfd_create("part-of-huge", flags) else {
+        return;
+    };
+    let page = nix::sys::stat::fstat(&file).unwrap().st_blksize;
+    nix::unistd::ftruncate(&file, page).unwrap();
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.matches("/memfd:part-of-huge").count()
+    };
+    let mut b = Bench::connected(1);
+    let body = table(&[[GUEST, 4096, FRONTEND, 0]]);
+    b.say(SET_MEM_TABLE, &body, &[file.as_fd()]);
+    assert_eq!(mapped(), 1);
+    b.link.disconnect(&b.watched);
+    assert_eq!(mapped(), 0);
+}
+
+/// Tables may be long and empty; nobody goes through all of them.
+#[test]
+fn descriptors_are_looked_at_up_to_a_limit() {
+    const TABLE: u64 = GUEST + 0x8_0000;
+    let lay = |b: &mut Bench, ring: usize, empty: u16, len: u32, flags: u16| {
+        for slot in 0..empty {
+            b.descriptor(TABLE, slot, (BUFFERS, 0), NEXT | flags);
+        }
+        b.descriptor(TABLE, empty, (BUFFERS, len), flags);
+        let table = (TABLE, 16 * (u32::from(empty) + 1));
+        b.descriptor(b.rings[ring].base, 0, table, INDIRECT);
+        b.offer(ring, 0);
+    };
+    let frame = from_guest(&pattern(10), 12);
+    let len = u32::try_from(frame.len()).unwrap();
+    for (empty, frames) in [(1000, 1), (1100, 0)] {
+        let mut b = Bench::new(ALL, 1, 16);
+        b.memory.write_slice(&frame, GuestAddress(BUFFERS)).unwrap();
+        lay(&mut b, 1, empty, len, 0);
+        assert_eq!(b.received().len(), frames, "{empty}");
+    }
+    for (empty, fits) in [(500, true), (600, false)] {
+        let mut b = Bench::new(ALL, 1, 16);
+        lay(&mut b, 0, empty, 2048, WRITE);
+        assert_eq!(b.send_tcp(&pattern(10), 1400).is_ok(), fits, "{empty}");
+    }
+}
+
 #[test]
 fn chains_that_make_no_sense_are_given_back_or_end_it() {
     // Too short, too long, all writable, in memory that is not there: odd.
@@ -779,7 +839,9 @@ fn a_ring_that_breaks_the_rules_ends_the_connection() {
     let mut b = Bench::new(ALL, 1, 64);
     let at = GuestAddress(b.rings[0].available() + 2);
     b.memory.write_obj(65_u16, at).unwrap();
+    assert!(!b.link.is_broken());
     assert!(b.send_tcp(&pattern(10), 1400).is_err());
+    assert!(b.link.is_broken());
     assert!(matches!(
         b.link.receive(&mut batch),
         Err(Gone::Malformed(_))
@@ -1064,8 +1126,12 @@ fn a_batch_that_is_full_leaves_the_rest_for_later() {
 #[test]
 fn a_ring_without_a_kick_is_polled() {
     let mut b = Bench::new(ALL, 1, 16);
-    b.say(SET_VRING_KICK, &0x101_u64.to_ne_bytes(), &[]);
     let mut batch = Inbound::new();
+    // Buffers for us are looked for when there is a frame for them.
+    b.say(SET_VRING_KICK, &0x100_u64.to_ne_bytes(), &[]);
+    assert!(!b.link.receive(&mut batch).unwrap().more);
+    b.request(SET_VRING_KICK, 1, &0x101_u64.to_ne_bytes(), &[]);
+    assert!(b.handle().unwrap(), "or nobody would begin");
     assert!(b.link.receive(&mut batch).unwrap().more);
 }
 
