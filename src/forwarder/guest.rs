@@ -10,9 +10,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::ForwarderError;
+use super::accept;
 use super::token::Token;
 use super::worker::Worker;
 use crate::addr::Mac;
@@ -22,6 +24,8 @@ use crate::log::RateLimit;
 use crate::sys::unix;
 use crate::tap::{Connection, Gone, Source, Tap, Watch};
 
+/// Descriptors kept back for those that come with messages of a frontend: as many as one message brings.
+const RESERVE: usize = 8;
 /// Comings, goings and refusals told in a second.
 const LINES: u32 = 10;
 
@@ -36,6 +40,10 @@ pub(super) struct Guest {
     awaits_room: bool,
     /// Somebody has come, and has not been asked yet where it is.
     unasked: bool,
+    /// The link was up at the end of the last round.
+    up: bool,
+    /// See [`Worker::keep_reserve`].
+    reserve: ArrayVec<OwnedFd, RESERVE>,
     lines: RateLimit,
 }
 
@@ -55,6 +63,8 @@ impl Guest {
             one_off,
             awaits_room: false,
             unasked: false,
+            up: false,
+            reserve: ArrayVec::new(),
             lines: RateLimit::new(LINES),
         }
     }
@@ -92,7 +102,16 @@ impl Worker {
             self.spare = None;
             client = unix::accept(listener.as_fd());
         }
-        let Ok(Some(client)) = client else { return };
+        if let Ok(Some(client)) = client {
+            self.called(now, client);
+        }
+        if self.spare.is_none() {
+            self.spare = accept::spare();
+        }
+    }
+
+    /// Serve or refuse somebody who has connected.
+    fn called(&mut self, now: Instant, client: OwnedFd) {
         let tell = self.guest.lines.admit(now).is_some();
         if self.host.link.tap.as_fd().is_some() {
             if tell {
@@ -141,12 +160,27 @@ impl Worker {
         if !what.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
             return Ok(After::Next);
         }
-        let done = match self.host.link.tap.on_connection(&self.host.epoll) {
+        // Whatever comes with a message has to be taken at once, or it is lost.
+        self.guest.reserve.clear();
+        let news = self.host.link.tap.on_connection(&self.host.epoll);
+        self.keep_reserve();
+        let done = match news {
             Ok(Connection::Frames) => self.on_tap(now),
             Ok(Connection::Quiet) => Ok(()),
             Err(gone) => Err(gone),
         };
         self.unless_gone(now, done)
+    }
+
+    /// See to it that a frontend can be heard even if connections take all descriptors there are.
+    pub(super) fn keep_reserve(&mut self) {
+        if !matches!(self.host.link.tap, Tap::VhostUser(_)) {
+            return;
+        }
+        while !self.guest.reserve.is_full() {
+            let Some(fd) = accept::spare() else { return };
+            self.guest.reserve.push(fd);
+        }
     }
 
     /// The guest has put something into a ring.
@@ -195,10 +229,17 @@ impl Worker {
     }
 
     /// Everything for the guest has been said in this round.
-    pub(super) fn flush_link(&mut self) {
+    pub(super) fn flush_link(&mut self, now: Instant) {
         self.greet();
+        let up = self.host.link.tap.is_up();
+        if up && !self.guest.up {
+            self.tcp.on_room(&mut self.host, now);
+        }
+        self.guest.up = up;
         let tap = &mut self.host.link.tap;
         tap.flush();
+        // A guest that says nothing would never be told.
+        self.more |= tap.is_broken();
         let blocked = tap.blocked();
         if blocked == self.guest.awaits_room {
             return;

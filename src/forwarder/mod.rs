@@ -199,6 +199,7 @@ impl Forwarder {
         let mut worker = Worker::new(config, tap, epoll, pcap, inherited.seed, inherited.nofile);
         worker.agent = agent;
         worker.guest = guest;
+        worker.keep_reserve();
         if let Some(client) = connected {
             worker.connect(client).map_err(ForwarderError::Guest)?;
         }

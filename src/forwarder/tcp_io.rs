@@ -393,6 +393,10 @@ pub(super) fn largest_payload(ip_end: usize, header_len: usize, mss: u16) -> usi
 impl Io for Host {
     type Socket = Socket;
 
+    fn tells_of_room(&self) -> bool {
+        self.link.tap.tells_of_room()
+    }
+
     fn connect(&mut self, id: FlowId, key: &Key) -> Result<Socket, ConnectError> {
         self.start_connection(id, key)
     }

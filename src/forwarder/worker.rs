@@ -180,7 +180,7 @@ impl Worker {
     /// Traffic may flow from now on.
     pub(super) fn begin(&mut self, now: Instant) {
         self.advertiser.begin(now);
-        self.flush_link();
+        self.flush_link(now);
     }
 
     /// The link has frames.
@@ -254,7 +254,7 @@ impl Worker {
             self.advertiser.advertise(&mut self.host, now);
         }
         self.tcp.flush(&mut self.host, now);
-        self.flush_link();
+        self.flush_link(now);
         self.tell_refusals(now);
         if self.reporter.due(now, &self.host.link.counters) {
             log::info!("{}", self.host.link.counters);

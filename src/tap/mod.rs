@@ -206,6 +206,24 @@ impl Tap {
         }
     }
 
+    /// Nothing can be sent now; when something can, the link [`Self::is_up`] again, or the descriptor has room.
+    #[must_use]
+    pub fn tells_of_room(&self) -> bool {
+        match self {
+            Self::Stream(_) | Self::VhostUser(_) => self.blocked() || !self.is_up(),
+            Self::Tun(_) | Self::Off => false,
+        }
+    }
+
+    /// [`Self::receive`] has an error to tell, and no event will say so.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        match self {
+            Self::VhostUser(v) => v.is_broken(),
+            Self::Tun(_) | Self::Stream(_) | Self::Off => false,
+        }
+    }
+
     /// Somebody has connected; there is nobody yet.
     ///
     /// # Errors

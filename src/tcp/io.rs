@@ -156,6 +156,12 @@ pub trait Io {
     /// A connected (or connecting) socket. Given back by `close` or `reset`, never just dropped.
     type Socket;
 
+    /// The link to the guest takes nothing at the moment, and [`Engine::on_room`](super::Engine::on_room) is going to be
+    /// called when it does: there is no need to try.
+    fn tells_of_room(&self) -> bool {
+        false
+    }
+
     /// Start a non-blocking connection to where `key.remote` leads after translation and register it under `id`.
     ///
     /// # Errors

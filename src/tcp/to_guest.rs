@@ -34,6 +34,8 @@ const CRUMB: u32 = 2048;
 /// How long consuming (or trying a full tap again) is put off.
 const CHORE: Duration = Duration::from_millis(10);
 const TAP_RETRY: Duration = Duration::from_millis(1);
+/// The same where the link says when it has room again; a guest may be gone, or stopped, for days.
+const TOLD_RETRY: Duration = Duration::from_secs(1);
 /// The least time a segment may be overtaken by before it counts as lost.
 const REORDERING: Duration = Duration::from_millis(1);
 /// The least time to a tail loss probe, and what is added when the guest may be delaying its acknowledgement.
@@ -159,7 +161,12 @@ impl<S> Conn<S> {
                 self.peek = self.peek.add(relayed.peeked);
                 if relayed.sent < relayed.peeked {
                     self.set(Facts::REFUSED);
-                    self.chore_at = self.chore_at.min(Moment::after(ctx.now, TAP_RETRY));
+                    let pause = if ctx.io.tells_of_room() {
+                        TOLD_RETRY
+                    } else {
+                        TAP_RETRY
+                    };
+                    self.chore_at = self.chore_at.min(Moment::after(ctx.now, pause));
                 }
                 Some(relayed)
             }

@@ -1,14 +1,14 @@
 //! The life of a connection: reconnecting, stopping and starting rings, other memory, other descriptors, the end.
 
-use std::io::Read;
-use std::net::Shutdown;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
-use crate::exec::{SOON, poll_until};
+use crate::exec::{SOON, cpu_ticks, poll_until};
 use crate::frames::{arp_reply, arp_request, udp};
 use crate::harness::tests;
 use crate::link::{echoes, gateway};
@@ -19,15 +19,17 @@ use crate::pump::Guest;
 use crate::raw::{self, answers, closes};
 use crate::ring::event;
 use crate::traffic::{exchange, ping_pong};
-use crate::world::{PEER4, World, accept};
+use crate::world::{HOST4, PEER4, World, accept};
 
 tests![
     buffers_across_regions,
+    data_for_a_machine_that_is_gone,
     enable_and_disable,
     flows_survive_a_new_machine,
     kick_and_call_replaced,
     memory_table_changes,
     one_off,
+    out_of_descriptors,
     polling,
     reconnect,
     reconnect_often,
@@ -111,6 +113,40 @@ fn flows_survive_a_new_machine() {
             s.spawn(|| replace(&guest, passt)).join().expect("no panic");
         });
         ping_pong(&mut client, &mut server, "after");
+    }
+    guest.unplug();
+    passt.stop();
+}
+
+/// Connections with data for a machine that is gone wait for the next one, and keep nobody busy.
+fn data_for_a_machine_that_is_gone() {
+    let world = World::direct();
+    let passt = Passt::start(&world, &["--vhost-user"]);
+    let guest = Guest::new(Nic::connect(&passt, Shape::USUAL), 1500);
+    let listener = world.peer.listen((PEER4, 7058));
+    let mut pairs: Vec<_> = (0..30)
+        .map(|_| {
+            let client = guest.connect((PEER4, 7058));
+            (client, accept(&listener).0)
+        })
+        .collect();
+    for (client, server) in &mut pairs {
+        ping_pong(client, server, "before");
+    }
+    guest.with_card(|nic| nic.socket.shutdown(Shutdown::Both).expect("connected"));
+    for (_, server) in &mut pairs {
+        server.write_all(&[7; 1000]).expect("sent");
+    }
+    let quiet = || {
+        let before = cpu_ticks();
+        std::thread::sleep(Duration::from_millis(500));
+        cpu_ticks() - before < 5
+    };
+    assert!(poll_until(SOON, quiet), "busy with nobody there");
+    let next = Nic::connect(&passt, Shape::USUAL);
+    guest.with_card(move |nic| *nic = next);
+    for (client, _) in &mut pairs {
+        client.read_exact(&mut [0; 1000]).expect("all of it");
     }
     guest.unplug();
     passt.stop();
@@ -388,14 +424,46 @@ fn second_client_is_refused() {
     passt.stop();
 }
 
+/// Connections take all descriptors there are. The machine can start again all the same, and a second one is turned
+/// away.
+fn out_of_descriptors() {
+    let world = World::direct();
+    let passt = Passt::start_limited(&world, &["--vhost-user", "-t", "7057"], 128);
+    let mut nic = Nic::connect(&passt, Shape::USUAL);
+    gateway(&mut nic);
+    // The machine answers none of them, so they stay; the last is one too many.
+    let crowd = |n: usize| -> Vec<TcpStream> {
+        let mut all: Vec<_> = (0..n)
+            .map(|_| world.peer.try_connect((HOST4, 7057)))
+            .collect();
+        let refused = match all.last_mut().expect("some") {
+            Ok(last) => matches!(last.read(&mut [0]), Err(_) | Ok(0)),
+            Err(_) => true,
+        };
+        assert!(refused, "the last is left waiting");
+        all.into_iter().flatten().collect()
+    };
+    let mut held = crowd(140);
+    for _ in 0..3 {
+        let m = &nic.memory;
+        let half = m.take(0, 2 << 20);
+        let parts = [m.region(0, half), m.region(half, m.len() - half)];
+        nic.frontend.set_mem_table(&parts).expect("a new table");
+        reset(&mut nic);
+        gateway(&mut nic);
+        let second = passt.dial();
+        assert!(closes(&second, SOON), "the second client is left waiting");
+        held.extend(crowd(5));
+    }
+    passt.stop();
+}
+
 /// The machine dies while frames are on their way, with and without its memory being unmapped first.
 fn vanishing() {
     let world = World::direct();
     let passt = Passt::start(&world, &["--vhost-user", "-u", "7055"]);
     let knock = world.peer.udp(("0.0.0.0", 0));
-    knock
-        .connect((crate::world::HOST4, 7055))
-        .expect("an address");
+    knock.connect((HOST4, 7055)).expect("an address");
     for round in 0..40 {
         let mut nic = Nic::connect(&passt, Shape::USUAL.without(MQ));
         let mac = gateway(&mut nic);

@@ -28,32 +28,38 @@ impl Passt {
     /// `passt -f -s SOCKET ARGS` in the host's namespace.
     #[track_caller]
     pub fn start(world: &World, args: &[&str]) -> Passt {
-        Passt::launch(world, args, None)
+        Passt::launch(world, args, None, None)
+    }
+
+    /// The same with at most `files` descriptors in each of its processes.
+    #[track_caller]
+    pub fn start_limited(world: &World, args: &[&str], files: usize) -> Passt {
+        let script = format!("ulimit -n {files}; exec \"$@\"");
+        Passt::launch(world, args, None, Some(&script))
     }
 
     /// The same with a connected socket instead of one to listen on.
     #[track_caller]
     pub fn start_with(world: &World, args: &[&str], fd: OwnedFd) -> Passt {
-        Passt::launch(world, args, Some(fd))
+        let script = "exec \"$@\" --fd 3 3<&0 </dev/null";
+        Passt::launch(world, args, Some(fd), Some(script))
     }
 
     #[track_caller]
-    fn launch(world: &World, args: &[&str], fd: Option<OwnedFd>) -> Passt {
+    fn launch(world: &World, args: &[&str], fd: Option<OwnedFd>, script: Option<&str>) -> Passt {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let (socket, log) = (
             format!("{DIR}/passt{n}.socket"),
             format!("{DIR}/passt{n}.log"),
         );
-        let mut command = if fd.is_some() {
-            let mut sh = Command::new("sh");
-            sh.args(["-c", "exec \"$@\" --fd 3 3<&0 </dev/null", "sh", PASST]);
-            sh
-        } else {
-            let mut passt = Command::new(PASST);
-            passt.args(["-s", &socket]);
-            passt
-        };
+        let mut command = Command::new(script.map_or(PASST, |_| "sh"));
+        if let Some(script) = script {
+            command.args(["-c", script, "sh", PASST]);
+        }
+        if fd.is_none() {
+            command.args(["-s", &socket]);
+        }
         command.arg("-f").args(args).current_dir(DIR);
         let output = File::create(&log).expect("tmpfs");
         command

@@ -41,6 +41,7 @@ tests![
     memory_truncated,
     memory_truncated_one_off,
     receive_buffers,
+    receive_buffers_of_a_silent_machine,
     rewritten_while_read,
     rings_rewritten,
 ];
@@ -796,27 +797,7 @@ fn receive_buffers() {
     ] {
         for features in [EVERYTHING, EVERYTHING & !MRG_RXBUF, 0] {
             victim.attack(what, features, |nic, _| {
-                // A new ring with nothing but such buffers.
-                nic.stop_ring(0);
-                nic.pairs[0].reset();
-                nic.stop_ring(1);
-                nic.start_ring(1, 0);
-                nic.start_ring(0, 0);
-                let rx = &mut nic.pairs[0].rx;
-                for i in 0..SIZE {
-                    rx.describe(
-                        i,
-                        Descriptor {
-                            addr,
-                            len,
-                            flags,
-                            next: i,
-                        },
-                    );
-                    rx.line_up(i);
-                }
-                rx.publish();
-                rx.kick.write(1).expect("an eventfd");
+                nothing_but(nic, addr, len, flags);
                 // An answer to be put there.
                 let request = arp_request();
                 let at = nic.memory.take(HEADER + request.len(), 64);
@@ -832,6 +813,45 @@ fn receive_buffers() {
             });
         }
     }
+    victim.done();
+}
+
+/// A new ring with nothing but such buffers, which begin again at themselves.
+fn nothing_but(nic: &mut Nic, addr: u64, len: u32, flags: u16) {
+    nic.stop_ring(0);
+    nic.pairs[0].reset();
+    nic.stop_ring(1);
+    nic.start_ring(1, 0);
+    nic.start_ring(0, 0);
+    let rx = &mut nic.pairs[0].rx;
+    for i in 0..SIZE {
+        let one = Descriptor {
+            addr,
+            len,
+            flags,
+            next: i,
+        };
+        rx.describe(i, one);
+        rx.line_up(i);
+    }
+    rx.publish();
+    rx.kick.write(1).expect("an eventfd");
+}
+
+/// A machine that says nothing itself is let go of all the same, as soon as there is something for it.
+fn receive_buffers_of_a_silent_machine() {
+    let world = World::direct();
+    let mut victim = Victim::new(&world);
+    let memory = Memory::new(64 << 20);
+    let mut nic = Nic::greet(victim.passt(), shape().with(EVERYTHING), &memory);
+    nic.start();
+    gateway(&mut nic);
+    nothing_but(&mut nic, 0, 2048, WRITE);
+    assert!(answers(&nic.socket), "nobody has used them yet");
+    victim.knock.send(&[0x55; 1000]).expect("sent");
+    assert!(closes(&nic.socket, SOON), "it is still served");
+    drop(nic);
+    gateway(&mut Nic::connect(victim.passt(), shape()));
     victim.done();
 }
 
