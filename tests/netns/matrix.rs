@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 
 use crate::differences::{all_ports_fail, established};
+use crate::exec::{SOON, poll_until};
 use crate::harness::{Identity, Test};
 use crate::reach::{
     Family, Protocol, Seen, Server, Way, closed, datagrams, exchange, promptly, reachable_within,
@@ -199,6 +200,9 @@ fn cell(shape: &Shape, protocol: Protocol, family: Family, way: Way) {
     if shape.target.is_some() {
         let flags = family.pick("", "nodad");
         g.sh(&format!("ip addr add {inside} dev host0 {flags}"));
+        // Even without duplicate address detection the kernel takes a moment, and drops what comes before.
+        let local = || g.sh(&format!("ip route get {inside}")).starts_with("local");
+        assert!(poll_until(SOON, local), "{inside} does not become local");
     }
     let (client, outside) = way.client(&w, family);
     exchanges(
