@@ -362,7 +362,10 @@ exit 0
 #[track_caller]
 pub fn fresh_interface(g: &Guest) {
     g.sh(&format!(
-        "pkill -9 'udhcpc|dhclient|dhcpcd|systemd-'
+        "for process in /proc/[0-9]*; do
+            read -r name <\"$process/comm\" || continue
+            case $name in dhclient|dhcpcd|udhcpc|systemd-*|*udev-worker*) kill -9 \"${{process#/proc/}}\" ;; esac
+        done 2>/dev/null
         rm -rf /run/t/* /run/systemd /run/udev /run/dhcpcd* /var/lib/dhcp/* /var/lib/dhcpcd/* /etc/resolv.conf
         device=$(readlink /sys/class/net/eth0/device)
         echo \"${{device##*/}}\" >/sys/bus/virtio/drivers/virtio_net/unbind
@@ -390,7 +393,7 @@ pub fn configure(g: &Guest) {
 
 #[track_caller]
 pub fn serve_inside(g: &Guest) {
-    g.sh("pkill -9 -f 'tool serve'; t serve >/dev/null 2>&1 & true");
+    g.sh("t serve >/dev/null 2>&1 & true");
     wait_for(g, "netstat -ltun", |seen| {
         seen.matches(":7000 ").count() >= 3
     });
