@@ -100,9 +100,14 @@ impl Host {
         if let Body::Arp(arp) = &packet.body {
             self.seen.learn(arp.sender_ip.into());
         }
-        let (neighbours, guest, ours) = (&self.neighbours, self.guest_mac, self.config.our_mac);
-        let stations = |ip: IpAddr| neighbours.station(ip, guest).unwrap_or(ours);
-        match services::answer(&self.config, &stations, packet, self.frame.space()) {
+        let (guest, ours) = (self.guest_mac, self.config.our_mac);
+        let answer = services::answer(
+            &self.config,
+            &self.neighbours.stations(guest, ours),
+            packet,
+            self.frame.space(),
+        );
+        match answer {
             Answer::Frame(len) => {
                 self.transmit(len, virtio_net::Header::PLAIN);
                 Ok(true)
@@ -114,10 +119,14 @@ impl Host {
 
     /// Tell all nodes that we are their router.
     pub(super) fn advertise_router(&mut self) {
-        let (neighbours, guest, ours) = (&self.neighbours, self.guest_mac, self.config.our_mac);
-        let stations = |ip: IpAddr| neighbours.station(ip, guest).unwrap_or(ours);
-        let (to, out) = (ndp::ALL_NODES, self.frame.space());
-        if let Some(len) = ndp::router_advertisement(&self.config, &stations, to, out) {
+        let (guest, ours) = (self.guest_mac, self.config.our_mac);
+        let written = ndp::router_advertisement(
+            &self.config,
+            &self.neighbours.stations(guest, ours),
+            ndp::ALL_NODES,
+            self.frame.space(),
+        );
+        if let Some(len) = written {
             self.transmit(len, virtio_net::Header::PLAIN);
         }
     }

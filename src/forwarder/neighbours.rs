@@ -49,8 +49,13 @@ impl Neighbours {
         mac.filter(|_| n.news)
     }
 
+    /// Which station an address is at, as the guest, which is at `guest`, is told: `ours`, unless it is a neighbour's.
+    pub(super) fn stations(&self, guest: Mac, ours: Mac) -> impl Fn(IpAddr) -> Mac + '_ {
+        move |address| self.station(address, guest).unwrap_or(ours)
+    }
+
     /// The station `address` is at, if it is a neighbour's; `guest` is where the guest is.
-    pub(super) fn station(&self, address: IpAddr, guest: Mac) -> Option<Mac> {
+    fn station(&self, address: IpAddr, guest: Mac) -> Option<Mac> {
         let at = self
             .known
             .binary_search_by(|(ip, _)| ip.cmp(&address))

@@ -23,6 +23,7 @@ use nix::unistd::{Uid, getgid, getuid};
 
 use crate::differences;
 use crate::exec::poll_until;
+use crate::options::Options;
 
 /// Who the test, and the program under test, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub const PASTA: &str = "/run/t/bin/pasta";
 )]
 pub const PASST: &str = "/run/t/bin/passt";
 
+/// Tests at a time: most of them wait most of the time.
+const THREADS: usize = 3;
 const STAGE: &str = "NETNS_SUITE_STAGE";
 const LIMIT: Duration = Duration::from_secs(120);
 const SKIPPED: i32 = 77;
@@ -98,57 +101,6 @@ enum Outcome {
     Skipped(String),
 }
 
-struct Options {
-    filters: Vec<String>,
-    except: Vec<String>,
-    exact: bool,
-    list: bool,
-    threads: usize,
-    repeat: usize,
-}
-
-impl Options {
-    fn parse() -> Options {
-        let mut o = Options {
-            filters: vec![],
-            except: vec![],
-            exact: false,
-            list: false,
-            threads: 3,
-            repeat: 1,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            let (name, inline) = arg
-                .split_once('=')
-                .map_or((arg.as_str(), None), |(n, v)| (n, Some(v.to_owned())));
-            let mut value = || inline.clone().or_else(|| args.next()).unwrap_or_default();
-            match name {
-                "--exact" => o.exact = true,
-                "--list" => o.list = true,
-                "--skip" => o.except.push(value()),
-                "--test-threads" => o.threads = value().parse().unwrap_or(3),
-                "--repeat" => o.repeat = value().parse().unwrap_or(1),
-                "--format" | "--color" | "--logfile" | "-Z" => drop(value()),
-                flag if flag.starts_with('-') => {} // --nocapture, --show-output, -q: nothing to choose here
-                filter => o.filters.push(filter.to_owned()),
-            }
-        }
-        o
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let hit = |f: &String| {
-            if self.exact {
-                name == f
-            } else {
-                name.contains(f.as_str())
-            }
-        };
-        (self.filters.is_empty() || self.filters.iter().any(hit)) && !self.except.iter().any(hit)
-    }
-}
-
 /// Runs the suite, or, in a process the suite started, one stage of one test.
 pub fn main(groups: &[(&'static str, &'static [Test])]) -> ExitCode {
     let all: Vec<(String, Test)> = groups
@@ -168,7 +120,7 @@ pub fn main(groups: &[(&'static str, &'static [Test])]) -> ExitCode {
             perform(name, test)
         };
     }
-    let options = Options::parse();
+    let options = Options::parse(THREADS);
     let chosen: Vec<(String, Test)> = all
         .iter()
         .filter(|(n, _)| options.wants(n))

@@ -41,6 +41,7 @@ mod matrix;
 mod modes;
 mod neighbours;
 mod observe;
+mod options;
 mod ports;
 mod reach;
 mod servers;

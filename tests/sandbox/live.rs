@@ -123,13 +123,7 @@ impl Pasta {
 
     /// Wait for the monitor; status and standard error.
     pub fn end(mut self) -> (ExitStatus, String) {
-        wait_gone(&[self.monitor.id()]);
-        let status = self.monitor.wait().expect("status");
-        let mut text = String::new();
-        if let Some(stderr) = &mut self.monitor.stderr {
-            stderr.read_to_string(&mut text).expect("stderr");
-        }
-        (status, text)
+        ended(&mut self.monitor)
     }
 }
 
@@ -138,6 +132,17 @@ impl Drop for Pasta {
         let _ = self.monitor.kill();
         let _ = self.monitor.wait();
     }
+}
+
+/// Wait for a monitor; status and standard error.
+pub fn ended(monitor: &mut Child) -> (ExitStatus, String) {
+    wait_gone(&[monitor.id()]);
+    let status = monitor.wait().expect("status");
+    let mut text = String::new();
+    if let Some(stderr) = &mut monitor.stderr {
+        stderr.read_to_string(&mut text).expect("stderr");
+    }
+    (status, text)
 }
 
 pub fn comm(pid: u32) -> String {

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::hijack::{ATTACKS, alone, channels, listening};
 use crate::live::{
     check_credentials, check_descriptors, check_limits, check_namespaces, check_root, check_user,
-    comm, descendants, skipped, wait_gone, with_power,
+    comm, descendants, ended, skipped, wait_gone, with_power,
 };
 use crate::policy::processes;
 
@@ -97,13 +97,7 @@ impl Passt {
 
     /// Wait for the monitor; status and standard error.
     fn end(mut self) -> (ExitStatus, String) {
-        wait_gone(&[self.monitor.id()]);
-        let status = self.monitor.wait().expect("status");
-        let mut text = String::new();
-        if let Some(stderr) = &mut self.monitor.stderr {
-            stderr.read_to_string(&mut text).expect("stderr");
-        }
-        (status, text)
+        ended(&mut self.monitor)
     }
 }
 

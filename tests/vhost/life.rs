@@ -212,43 +212,41 @@ fn reset(nic: &mut Nic) {
     nic.post(0);
 }
 
-fn memory_table_changes() {
+/// Both ways at once, with 40 changes by the frontend meanwhile; nothing is lost, and no descriptor is left.
+#[track_caller]
+fn while_data_flows(port: u16, what: &str, change: fn(&mut Nic, usize)) {
     let world = World::direct();
     let passt = Passt::start(&world, &["--vhost-user"]);
     closed(&passt);
     let before = passt.descriptors();
     let guest = Guest::new(Nic::connect(&passt, Shape::USUAL), 1500);
-    let listener = world.peer.listen((PEER4, 7052));
-    let client = guest.connect((PEER4, 7052));
+    let listener = world.peer.listen((PEER4, port));
+    let client = guest.connect((PEER4, port));
     std::thread::scope(|s| {
-        s.spawn(|| {
-            exchange(
-                client,
-                &listener,
-                40 * MIB,
-                40 * MIB,
-                "while memory changes",
-            );
-        });
+        s.spawn(|| exchange(client, &listener, 40 * MIB, 40 * MIB, what));
         for round in 0..40 {
             std::thread::sleep(Duration::from_millis(3));
-            guest.with_card(move |nic| {
-                let m = &nic.memory;
-                // Beyond what this driver has in use, so that no buffer lies across.
-                let half = m.take(0, 2 << 20);
-                let parts = match round % 3 {
-                    0 => vec![m.region(0, half), m.region(half, m.len() - half)],
-                    1 => vec![m.region(half, m.len() - half), m.region(0, half)],
-                    _ => vec![m.whole()],
-                };
-                nic.frontend.set_mem_table(&parts).expect("a new table");
-            });
+            guest.with_card(move |nic| change(nic, round));
         }
     });
     guest.unplug();
     closed(&passt);
     no_more_descriptors(&passt, before + 1);
     passt.stop();
+}
+
+fn memory_table_changes() {
+    while_data_flows(7052, "while memory changes", |nic, round| {
+        let m = &nic.memory;
+        // Beyond what this driver has in use, so that no buffer lies across.
+        let half = m.take(0, 2 << 20);
+        let parts = match round % 3 {
+            0 => vec![m.region(0, half), m.region(half, m.len() - half)],
+            1 => vec![m.region(half, m.len() - half), m.region(0, half)],
+            _ => vec![m.whole()],
+        };
+        nic.frontend.set_mem_table(&parts).expect("a new table");
+    });
 }
 
 /// Memory in as many pieces as a table can have, with buffers that begin in one and end in the next.
@@ -270,47 +268,22 @@ fn buffers_across_regions() {
 }
 
 fn kick_and_call_replaced() {
-    let world = World::direct();
-    let passt = Passt::start(&world, &["--vhost-user"]);
-    closed(&passt);
-    let before = passt.descriptors();
-    let guest = Guest::new(Nic::connect(&passt, Shape::USUAL), 1500);
-    let listener = world.peer.listen((PEER4, 7053));
-    let client = guest.connect((PEER4, 7053));
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            exchange(
-                client,
-                &listener,
-                40 * MIB,
-                40 * MIB,
-                "while descriptors change",
-            );
-        });
-        for _ in 0..40 {
-            std::thread::sleep(Duration::from_millis(3));
-            guest.with_card(|nic| {
-                for index in [0, 1] {
-                    let ring = if index == 0 {
-                        &mut nic.pairs[0].rx
-                    } else {
-                        &mut nic.pairs[0].tx
-                    };
-                    // What was said on the old ones may not have been heard.
-                    (ring.kick, ring.call) = (event(), event());
-                    let f = &nic.frontend;
-                    f.set_vring_kick(index, &ring.kick).expect("a kick");
-                    f.set_vring_call(index, &ring.call).expect("a call");
-                    ring.kick.write(1).expect("an eventfd");
-                    ring.call.write(1).expect("an eventfd");
-                }
-            });
+    while_data_flows(7053, "while descriptors change", |nic, _| {
+        for index in [0, 1] {
+            let ring = if index == 0 {
+                &mut nic.pairs[0].rx
+            } else {
+                &mut nic.pairs[0].tx
+            };
+            // What was said on the old ones may not have been heard.
+            (ring.kick, ring.call) = (event(), event());
+            let f = &nic.frontend;
+            f.set_vring_kick(index, &ring.kick).expect("a kick");
+            f.set_vring_call(index, &ring.call).expect("a call");
+            ring.kick.write(1).expect("an eventfd");
+            ring.call.write(1).expect("an eventfd");
         }
     });
-    guest.unplug();
-    closed(&passt);
-    no_more_descriptors(&passt, before + 1);
-    passt.stop();
 }
 
 /// No call descriptor: the driver looks for itself. No kick descriptor: nothing is promised, and nothing breaks.

@@ -39,6 +39,9 @@ mod link;
 mod memory;
 mod messages;
 mod nic;
+#[allow(dead_code, reason = "shared with the namespace suite")]
+#[path = "../netns/options.rs"]
+mod options;
 mod passt;
 #[allow(dead_code, reason = "shared with the suite of the sandbox")]
 #[path = "../sandbox/policy.rs"]

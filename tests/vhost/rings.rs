@@ -161,6 +161,17 @@ fn offer(nic: &mut Nic, descriptors: &[(u16, Descriptor)], head: u16) {
     tx.publish();
 }
 
+/// The same for a single buffer from the guest.
+fn offer_one(nic: &mut Nic, addr: u64, len: u32) {
+    let descriptor = Descriptor {
+        addr,
+        len,
+        flags: 0,
+        next: 0,
+    };
+    offer(nic, &[(60, descriptor)], 60);
+}
+
 fn available_index() {
     let world = World::direct();
     let mut victim = Victim::new(&world);
@@ -628,19 +639,7 @@ fn lengths_of_frames() {
             ] {
                 let len = u32::try_from(len).expect("small");
                 let addr = nic.memory.physical(at);
-                offer(
-                    nic,
-                    &[(
-                        60,
-                        Descriptor {
-                            addr,
-                            len,
-                            flags: 0,
-                            next: 0,
-                        },
-                    )],
-                    60,
-                );
+                offer_one(nic, addr, len);
             }
         });
     }
@@ -735,19 +734,7 @@ fn headers() {
                 nic.memory.write(at + HEADER, &frame);
                 let len = u32::try_from(HEADER + frame.len()).expect("small");
                 let addr = nic.memory.physical(at);
-                offer(
-                    nic,
-                    &[(
-                        60,
-                        Descriptor {
-                            addr,
-                            len,
-                            flags: 0,
-                            next: 0,
-                        },
-                    )],
-                    60,
-                );
+                offer_one(nic, addr, len);
             }
         },
     );

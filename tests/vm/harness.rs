@@ -28,6 +28,7 @@ use crate::differences;
 use crate::exec::poll_until;
 use crate::image::{self, Image};
 use crate::lab::Lab;
+use crate::options::Options;
 
 /// One case: its name within its group, and what it does with the group's guest.
 pub type Case = (&'static str, fn(&mut Lab));
@@ -44,6 +45,8 @@ pub struct Group {
 pub const DIR: &str = "/run/t";
 pub const PASTA: &str = "/run/t/bin/passt";
 
+/// Groups at a time: as many guests.
+const THREADS: usize = 2;
 const STAGE: &str = "VM_SUITE_STAGE";
 /// The bound of a whole group: on a busy machine with emulation, three times what it takes alone.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -57,63 +60,15 @@ pub fn skip(why: &str) -> ! {
     std::panic::panic_any(Skip(why.to_owned()))
 }
 
-#[derive(Debug)]
-struct Options {
-    filters: Vec<String>,
-    except: Vec<String>,
-    exact: bool,
-    list: bool,
-    threads: usize,
-}
-
-impl Options {
-    fn parse() -> Options {
-        let mut o = Options {
-            filters: vec![],
-            except: vec![],
-            exact: false,
-            list: false,
-            threads: 2,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            let (name, inline) = arg
-                .split_once('=')
-                .map_or((arg.as_str(), None), |(n, v)| (n, Some(v.to_owned())));
-            let mut value = || inline.clone().or_else(|| args.next()).unwrap_or_default();
-            match name {
-                "--exact" => o.exact = true,
-                "--list" => o.list = true,
-                "--skip" => o.except.push(value()),
-                "--test-threads" => o.threads = value().parse().unwrap_or(2),
-                "--format" | "--color" | "--logfile" | "-Z" => drop(value()),
-                flag if flag.starts_with('-') => {} // --nocapture, --show-output, -q: nothing to choose here
-                filter => o.filters.push(filter.to_owned()),
-            }
-        }
-        o
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let hit = |f: &String| {
-            if self.exact {
-                name == f
-            } else {
-                name.contains(f.as_str())
-            }
-        };
-        (self.filters.is_empty() || self.filters.iter().any(hit)) && !self.except.iter().any(hit)
-    }
-
-    fn chosen(&self, group: &Group) -> Vec<(String, Case)> {
-        group
-            .cases
-            .iter()
-            .flat_map(|c| c.iter())
-            .map(|c| (format!("{}::{}", group.name, c.0), *c))
-            .filter(|(n, _)| self.wants(n))
-            .collect()
-    }
+/// The cases of a group that are to run.
+fn chosen(options: &Options, group: &Group) -> Vec<(String, Case)> {
+    group
+        .cases
+        .iter()
+        .flat_map(|c| c.iter())
+        .map(|c| (format!("{}::{}", group.name, c.0), *c))
+        .filter(|(n, _)| options.wants(n))
+        .collect()
 }
 
 /// Runs the suite, or, in a process the suite started, one stage of one group.
@@ -127,12 +82,12 @@ pub fn main(groups: &[Group]) -> ExitCode {
         return if stage == "1" {
             isolate(name)
         } else {
-            perform(group, &Options::parse())
+            perform(group, &Options::parse(THREADS))
         };
     }
-    let options = Options::parse();
+    let options = Options::parse(THREADS);
     if options.list {
-        for (name, _) in groups.iter().flat_map(|g| options.chosen(g)) {
+        for (name, _) in groups.iter().flat_map(|g| chosen(&options, g)) {
             println!("{name}: test");
         }
         return ExitCode::SUCCESS;
@@ -151,7 +106,7 @@ struct Tally {
 fn run_all(groups: &[Group], options: &Options) -> ExitCode {
     let chosen: Vec<(&Group, Vec<(String, Case)>)> = groups
         .iter()
-        .map(|g| (g, options.chosen(g)))
+        .map(|g| (g, chosen(options, g)))
         .filter(|(_, c)| !c.is_empty())
         .collect();
     let known: usize = groups.iter().flat_map(|g| g.cases).map(|c| c.len()).sum();
@@ -362,7 +317,7 @@ fn perform(group: &Group, options: &Options) -> ExitCode {
     let said = || std::mem::take(&mut *SAID.lock().expect("it only writes"));
     let mut lab = None;
     let mut hopeless = None;
-    for (name, (_, run)) in options.chosen(group) {
+    for (name, (_, run)) in chosen(options, group) {
         if let Some(why) = differences::skip_reason(&name) {
             println!("@skip {name} 0 {why}");
             continue;

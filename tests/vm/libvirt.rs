@@ -28,6 +28,9 @@ mod exec;
 #[path = "../netns/harness.rs"]
 mod harness;
 #[allow(dead_code, reason = "shared with the namespace suite")]
+#[path = "../netns/options.rs"]
+mod options;
+#[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/world.rs"]
 mod world;
 

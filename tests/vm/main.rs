@@ -41,6 +41,9 @@ mod image;
 mod lab;
 mod life;
 #[allow(dead_code, reason = "shared with the namespace suite")]
+#[path = "../netns/options.rs"]
+mod options;
+#[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/servers.rs"]
 mod servers;
 mod service;
