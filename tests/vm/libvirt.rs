@@ -535,10 +535,13 @@ fn user(version: &str) {
     assert_ne!(socket.permissions().mode() & 0o200, 0, "its user connects");
 
     lv.online();
-    let address = lv.guest("ip -o addr show dev eth0 scope global");
-    for expected in [&format!("inet {HOST4}/24"), "inet6 2001:db8:51:"] {
-        assert!(address.contains(expected), "no {expected}: {address}");
-    }
+    let mut address = String::new();
+    // IPv6 comes by a router advertisement, with no regard to how far DHCP has got.
+    let configured = || {
+        address = lv.guest("ip -o addr show dev eth0 scope global");
+        address.contains(&format!("inet {HOST4}/24")) && address.contains("inet6 2001:db8:51:")
+    };
+    assert!(poll_until(SOON, configured), "{address}");
     let resolver = lv.guest("cat /etc/resolv.conf");
     assert!(resolver.contains("nameserver 203.0.113.53"), "{resolver}");
     lv.traffic();
