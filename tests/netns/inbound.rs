@@ -6,20 +6,21 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
     socket, sockopt,
 };
 
 use crate::differences::established;
-use crate::exec::SOON;
+use crate::exec::{SOON, poll_until, processes};
 use crate::harness::tests;
 use crate::reach::{
     FAMILIES, Family, Protocol, Server, WAYS, Way, abort, clones, closed, datagrams, exchange,
     reachable_within, sees_reset, transfer, try_reach, udp_to,
 };
 use crate::servers::{check_pattern, echo, send_pattern, udp_echo};
-use crate::world::{HOST4, HOST6, PEER4, PEER6, World, accept, bounded};
+use crate::world::{Guest, HOST4, HOST6, Netns, PEER4, PEER6, World, accept, bounded};
 use Protocol::{Tcp, Udp};
 use Way::{Loopback, Tap};
 
@@ -236,7 +237,7 @@ fn send_raw6(packet: &[u8], to: SocketAddrV6) -> nix::Result<usize> {
 fn link_local() {
     let w = World::direct();
     let g = w.guest(&["-t", "8080"]);
-    let address = |ns: &crate::world::Netns, device: &str| {
+    let address = |ns: &Netns, device: &str| {
         let text = ns.sh(&format!("ip -6 -o addr show dev {device} scope link"));
         let address = text.split_whitespace().nth(3).expect("an address");
         address.split('/').next().expect("an address").to_owned()
@@ -302,7 +303,7 @@ fn nobody_listens_udp() {
             client
                 .set_read_timeout(Some(Duration::from_millis(100)))
                 .expect("a timeout");
-            let answered = crate::exec::poll_until(SOON, || {
+            let answered = poll_until(SOON, || {
                 client.send(b"now").ok();
                 client
                     .recv(&mut buffer)
@@ -393,7 +394,7 @@ fn held_back(mut from: TcpStream, to: TcpStream) {
     from.set_nonblocking(true).expect("a socket option");
     let block = vec![b'y'; 1 << 16];
     let (mut sent, mut idle) = (0_usize, std::time::Instant::now());
-    let full = crate::exec::poll_until(SOON, || {
+    let full = poll_until(SOON, || {
         while let Ok(n) = from.write(&block) {
             sent += n;
             idle = std::time::Instant::now();
@@ -478,15 +479,23 @@ fn one_family_only() {
             let other = family.pick(HOST6, HOST4);
             closed(protocol, &w.peer, (other, 8080));
         }
-        return_world(&w);
+        return_world(&w, g);
     }
 }
 
-/// Two worlds in one test: the first one's parts go.
-fn return_world(w: &World) {
+/// Two worlds in one test: the first one's parts go, above all what is bound to the ports that the second one
+/// wants.
+#[track_caller]
+fn return_world(w: &World, guest: Guest) {
+    guest.pasta.stop(Signal::SIGTERM, SOON);
+    assert!(
+        poll_until(SOON, || processes().is_empty()),
+        "left behind: {:?}",
+        processes()
+    );
     w.host.sh("ip link del host0");
     for name in ["guest", "peer", "host"] {
-        crate::world::Netns::retire(name);
+        Netns::retire(name);
     }
 }
 
@@ -619,7 +628,7 @@ fn end_in_the_middle() {
         })
         .into();
     let servers: Vec<TcpStream> = clients.iter().map(|_| accept(&listener).0).collect();
-    g.pasta.stop(nix::sys::signal::Signal::SIGTERM, SOON);
+    g.pasta.stop(Signal::SIGTERM, SOON);
     for mut client in clients {
         let told = client.read(&mut [0; 10]);
         assert!(
