@@ -8,7 +8,7 @@ use crate::exec::{SOON, cpu_ticks, poll_until, status_number, sum_over_processes
 use crate::harness::tests;
 use crate::reach::{
     FAMILIES, Family, Protocol, Server, WAYS, Way, closed, datagrams, exchange, listening, opens,
-    promptly, reachable_within, try_reach,
+    reachable_within, try_reach,
 };
 use crate::servers::echo;
 use crate::world::{HOST4, Netns, PEER4, World, accept};
@@ -58,7 +58,7 @@ fn into_the_namespace() {
             let server = Server::new(protocol, &g, (family.host(), port));
             for way in WAYS {
                 let (client, to) = way.client(&w, family);
-                reachable_within(promptly(), protocol, client, (to, port));
+                reachable_within(SOON, protocol, client, (to, port));
             }
             drop(server);
         }
@@ -71,7 +71,7 @@ fn out_of_the_namespace() {
     for (protocol, port) in [(Tcp, 8080), (Udp, 8081)] {
         for family in FAMILIES {
             let server = Server::new(protocol, &w.host, (family.loopback(), port));
-            reachable_within(promptly(), protocol, &g, (family.loopback(), port));
+            reachable_within(SOON, protocol, &g, (family.loopback(), port));
             server.forget();
             let to = (family.loopback(), port);
             match protocol {
@@ -130,10 +130,10 @@ fn defaults() {
         Server::tcp(&w.host, ("::", 8090)),
         Server::udp(&w.host, ("::", 8091)),
     ];
-    reachable_within(promptly(), Tcp, &w.peer, (HOST4, 8080));
-    reachable_within(promptly(), Udp, &w.peer, (HOST4, 8081));
-    reachable_within(promptly(), Tcp, &ns, ("127.0.0.1", 8090));
-    reachable_within(promptly(), Udp, &ns, ("127.0.0.1", 8091));
+    reachable_within(SOON, Tcp, &w.peer, (HOST4, 8080));
+    reachable_within(SOON, Udp, &w.peer, (HOST4, 8081));
+    reachable_within(SOON, Tcp, &ns, ("127.0.0.1", 8090));
+    reachable_within(SOON, Udp, &ns, ("127.0.0.1", 8091));
 }
 
 fn closes_again() {
@@ -254,7 +254,7 @@ fn bound_address() {
     let w = World::direct();
     let g = w.guest(&["-t", "127.0.0.1/auto"]);
     let _server = Server::tcp(&g, ("::", 8080));
-    reachable_within(promptly(), Tcp, &w.host, ("127.0.0.1", 8080));
+    reachable_within(SOON, Tcp, &w.host, ("127.0.0.1", 8080));
     closed(Tcp, &w.host, ("::1", 8080));
     closed(Tcp, &w.peer, (HOST4, 8080));
 }
@@ -265,7 +265,7 @@ fn remapped() {
     let g = w.guest(&["-t", "8000-8010:9000-9010,auto"]);
     let _server = Server::tcp(&g, ("::", 9003));
     let _other = g.listen(("::", 8001));
-    reachable_within(promptly(), Tcp, &w.peer, (HOST4, 8003));
+    reachable_within(SOON, Tcp, &w.peer, (HOST4, 8003));
     assert_eq!(listening(&w.host, Tcp), [8003]);
 }
 
@@ -305,9 +305,9 @@ fn loopback_listeners() {
     let w = World::direct();
     let g = w.guest(&["-T", "auto", "-t", "auto", "--host-lo-to-ns-lo"]);
     let _outside = Server::tcp(&w.host, ("127.0.0.1", 8090));
-    reachable_within(promptly(), Tcp, &g, ("127.0.0.1", 8090));
+    reachable_within(SOON, Tcp, &g, ("127.0.0.1", 8090));
     let _inside = Server::tcp(&g, ("127.0.0.1", 8080));
-    reachable_within(promptly(), Tcp, &w.host, ("127.0.0.1", 8080));
+    reachable_within(SOON, Tcp, &w.host, ("127.0.0.1", 8080));
 }
 
 /// A listener of one family: the other one is reset, not left hanging.
@@ -317,7 +317,7 @@ fn one_family_inside() {
     let _inside = Server::tcp(&g, ("0.0.0.0", 8080));
     for way in [Tap, Loopback] {
         let (client, to) = way.client(&w, Family::V4);
-        reachable_within(promptly(), Tcp, client, (to, 8080));
+        reachable_within(SOON, Tcp, client, (to, 8080));
         let (client, to) = way.client(&w, Family::V6);
         assert!(try_reach(Tcp, client, (to, 8080)).is_err());
     }

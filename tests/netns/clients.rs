@@ -69,7 +69,7 @@ fn podman_run() {
     call(&w, PODMAN, &ns.path());
     usable(&ns);
     ns.sh(&format!(
-        "ping -n -c 1 -W 2 {PEER4} && ping -6 -n -c 1 -W 2 {PEER6}"
+        "ping -n -c 1 -W 30 {PEER4} && ping -6 -n -c 1 -W 30 {PEER6}"
     ));
     assert!(
         ns.sh("dig +short @169.254.1.1 www.example.org")
@@ -219,7 +219,7 @@ fn podman_man_page_example() {
         ns.sh("dig +short @10.0.2.3 www.example.org")
             .contains("192.0.2.80")
     );
-    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 /// Rootless bridge networks: a PID file, checked with kill(pid, 0), then SIGTERM.
@@ -253,14 +253,10 @@ fn podman_restart() {
     for _ in 0..5 {
         let ns = Netns::new("each");
         call(&w, PODMAN, &ns.path());
-        ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+        ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
         Netns::retire("each");
     }
-    assert!(
-        poll_until(SOON, || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }
 
 fn podman_info() {
@@ -286,7 +282,7 @@ fn buildah() {
         &path,
     );
     let seen = w.host.sh(&format!(
-        "nsenter -t {} -n sh -c 'ip link; ping -n -c 1 -W 2 {PEER4}'",
+        "nsenter -t {} -n sh -c 'ip link; ping -n -c 1 -W 30 {PEER4}'",
         holder.id()
     ));
     assert!(
@@ -295,11 +291,7 @@ fn buildah() {
     );
     kill(Pid::from_raw(holder.id()), Signal::SIGKILL).expect("it runs");
     holder.finish(SOON);
-    assert!(
-        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }
 
 /// A child of rootlesskit: own user, network and mount namespaces; the words to run something in it.
@@ -349,7 +341,7 @@ fn rootlesskit_2() {
     let fetch = || {
         w.host
             .try_sh(&format!(
-                "{inside} curl -sS -m 2 http://{PEER4}/3000 | wc -c"
+                "{inside} curl -sS -m 60 http://{PEER4}/3000 | wc -c"
             ))
             .out
     };
@@ -380,7 +372,7 @@ fn rootlesskit_3() {
     http(&w.peer, (PEER4, 80));
     let (running, inside) = child(&w.host, "true");
     start_3(&w, &running.id().to_string());
-    let seen = w.host.sh(&format!("{inside} sh -c 'ip link set lo up; ip addr; ip route; curl -sS -m 5 http://{PEER4}/3000 | wc -c'"));
+    let seen = w.host.sh(&format!("{inside} sh -c 'ip link set lo up; ip addr; ip route; curl -sS -m 60 http://{PEER4}/3000 | wc -c'"));
     for part in [
         "tap0: ",
         "inet 10.0.2.100/24",
@@ -392,11 +384,7 @@ fn rootlesskit_3() {
     }
     kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
     running.finish(SOON);
-    assert!(
-        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }
 
 /// --port-driver=implicit: what listens inside, on loopback or not, is found on the host's loopback.
@@ -435,7 +423,7 @@ fn rootlesskit_detached_netns() {
         &format!("--userns={root}/ns/user --netns={root}/root/tmp/netns"),
     );
     let seen = w.host.sh(&format!(
-        "{inside} nsenter --net=/tmp/netns curl -sS -m 5 http://{PEER4}/3000 | wc -c"
+        "{inside} nsenter --net=/tmp/netns curl -sS -m 60 http://{PEER4}/3000 | wc -c"
     ));
     assert_eq!(seen, "3000\n");
     w.host.sh(&format!(
@@ -443,11 +431,7 @@ fn rootlesskit_detached_netns() {
     ));
     kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
     running.finish(SOON);
-    assert!(
-        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }
 
 /// The real thing: caller and child without any privilege outside.
@@ -476,7 +460,7 @@ fn rootlesskit_as_user() {
     let inside = format!("nsenter -t {} -U -n --preserve-credentials", running.id());
     assert_eq!(
         user(&format!(
-            "{inside} curl -sS -m 5 http://{PEER4}/3000 | wc -c"
+            "{inside} curl -sS -m 60 http://{PEER4}/3000 | wc -c"
         ))
         .finish(SOON)
         .ok(),
@@ -484,9 +468,5 @@ fn rootlesskit_as_user() {
     );
     kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
     running.finish(SOON);
-    assert!(
-        poll_until(std::time::Duration::from_secs(2), || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    nothing_left();
 }

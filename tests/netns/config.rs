@@ -70,7 +70,7 @@ fn lacks(text: &str, part: &str) {
 #[track_caller]
 fn connected(g: &Guest) {
     g.sh(&format!(
-        "ping -n -c 1 -W 2 {PEER4} && ping -6 -n -c 1 -W 2 {PEER6}"
+        "ping -n -c 1 -W 30 {PEER4} && ping -6 -n -c 1 -W 30 {PEER6}"
     ));
 }
 
@@ -184,7 +184,7 @@ fn podman_man_page_example() {
     has(&seen.addr, "inet 10.0.2.0/24");
     has(&seen.route4, "default via 10.0.2.2 dev tap0");
     lacks(&seen.route6, "default");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn all_host_addresses() {
@@ -301,7 +301,7 @@ fn default_route_with_lower_metric_wins() {
     w.host.sh("ip route del default; ip route add default via 198.51.100.2 metric 200; ip route add default via 198.51.101.2 metric 100");
     let g = w.guest(&["-4"]);
     has(&look(&g).addr, "inet 198.51.101.1/24");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 /// A VPN: no hardware address, a default route without a gateway.
@@ -381,7 +381,7 @@ fn mac_addresses() {
     has(&g.sh("ip neigh show 198.51.100.2"), "02:aa:bb:cc:dd:01");
     let plain = w.inside(
         &[],
-        &format!("ping -n -c 1 -W 2 {PEER4} >/dev/null; ip neigh show 198.51.100.2"),
+        &format!("ping -n -c 1 -W 30 {PEER4} >/dev/null; ip neigh show 198.51.100.2"),
     );
     has(&plain.out, "lladdr ");
 }
@@ -393,7 +393,7 @@ fn ipv4_only() {
     has(&seen.addr, HOST4);
     lacks(&seen.addr, "2001:db8");
     lacks(&seen.route6, "default");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn ipv6_only() {
@@ -403,7 +403,7 @@ fn ipv6_only() {
     has(&seen.addr, HOST6);
     lacks(&seen.addr, "198.51.100");
     lacks(&seen.route4, "default");
-    g.sh(&format!("ping -6 -n -c 1 -W 2 {PEER6}"));
+    g.sh(&format!("ping -6 -n -c 1 -W 30 {PEER6}"));
 }
 
 /// Each family falls back by itself: IPv4 works as ever, IPv6 reaches the host alone.
@@ -415,7 +415,7 @@ fn host_without_ipv6() {
     let seen = look(&g);
     has(&seen.addr, HOST4);
     lacks(&seen.addr, "2001:db8");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn host_without_ipv4() {
@@ -425,7 +425,7 @@ fn host_without_ipv4() {
     let seen = look(&g);
     has(&seen.addr, HOST6);
     has(&seen.addr, "169.254.2.1/16");
-    g.sh(&format!("ping -6 -n -c 1 -W 2 {PEER6}"));
+    g.sh(&format!("ping -6 -n -c 1 -W 30 {PEER6}"));
 }
 
 fn ipv6_disabled_on_the_host() {
@@ -435,7 +435,7 @@ fn ipv6_disabled_on_the_host() {
     }
     let g = w.guest(&[]);
     has(&look(&g).addr, HOST4);
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn only_link_local_ipv6() {
@@ -446,7 +446,7 @@ fn only_link_local_ipv6() {
     let seen = look(&g);
     has(&seen.addr, HOST4);
     lacks(&seen.addr, "2001:db8");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 /// A /32 and a gateway that only a host route reaches, as many hosters set it up.
@@ -460,7 +460,7 @@ fn gateway_by_host_route() {
     let seen = look(&g);
     has(&seen.addr, "inet 198.51.100.1/32");
     has(&seen.route4, "default via 198.51.100.2 dev host0");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn address_without_prefix_route() {
@@ -471,7 +471,7 @@ fn address_without_prefix_route() {
     );
     let g = w.guest(&["-4"]);
     has(&look(&g).addr, "inet 198.51.100.1/24");
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 /// A cable that is out at the start: the routes are there, marked; later everything works.
@@ -503,7 +503,7 @@ fn local_mode() {
     has(&seen.addr, "inet 169.254.2.1/16");
     has(&seen.route4, "default via 169.254.2.2 dev tap0");
     assert_eq!(
-        g.sh("curl -sS -m 5 http://169.254.2.2/100 | wc -c"),
+        g.sh("curl -sS -m 60 http://169.254.2.2/100 | wc -c"),
         "100\n"
     );
 }

@@ -15,11 +15,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::differences::established;
-use crate::exec::{Ending, Output, PROMPT, SOON, nothing_left, poll_until, run};
+use crate::exec::{Ending, Output, SOON, nothing_left, poll_until, run};
 use crate::harness::{DIR, tests};
 use crate::reach::{
-    Family, Protocol, Server, WAYS, closed, exchange, listening, promptly, reachable_within,
-    try_reach,
+    Family, Protocol, Server, WAYS, closed, exchange, listening, reachable_within, try_reach,
 };
 use crate::servers::{echo, http};
 use crate::world::{Guest, HOST4, NO_FORWARDS, Netns, World};
@@ -490,9 +489,8 @@ fn automatic() {
     let _server = Server::tcp(&g, (HOST4, 8005));
     let _outside = Server::tcp(&w.host, ("127.0.0.1", 9005));
     change(&["-A", "-t", "8000-8010,auto", "-T", "9000-9010,auto"]);
-    let limit = promptly();
-    reachable_within(limit, Tcp, &w.peer, (HOST4, 8005));
-    reachable_within(limit, Tcp, &g, ("127.0.0.1", 9005));
+    reachable_within(SOON, Tcp, &w.peer, (HOST4, 8005));
+    reachable_within(SOON, Tcp, &g, ("127.0.0.1", 9005));
     open_now(&w.host, Tcp, &[8005, 9005]);
     change(&["-D", "-t", "8000-8010,auto", "-T", "9000-9010,auto"]);
     let gone = poll_until(SOON, || {
@@ -669,7 +667,7 @@ fn one_after_the_other() {
         .map(|_| w.host.start_command(pesto_command(&[SOCKET])))
         .collect();
     for each in all {
-        let output = each.finish(Duration::from_secs(15));
+        let output = each.finish(SOON);
         assert_eq!((output.code, output.err.as_str()), (0, ""));
     }
 }
@@ -778,7 +776,7 @@ fn path_in_use() {
 fn stale_path() {
     let w = World::direct();
     let g = guest(&w, &OPTIONS);
-    g.pasta.stop(Signal::SIGKILL, SOON);
+    g.pasta.stop(Signal::SIGKILL);
     nothing_left();
     drop(std::os::unix::net::UnixListener::bind("/run/t/old.sock").expect("bind"));
     let second = Netns::new("second");
@@ -840,7 +838,7 @@ fn ends_with_the_instance() {
     let g = guest(&w, &[]);
     let mut client = UnixStream::connect(SOCKET).expect("connect");
     client.set_read_timeout(Some(SOON)).expect("a timeout");
-    g.pasta.stop(Signal::SIGTERM, SOON);
+    g.pasta.stop(Signal::SIGTERM);
     // A reset, if it was still waiting for its turn.
     let told = client.read_to_end(&mut vec![]).map_err(|e| e.kind());
     assert!(
@@ -851,7 +849,7 @@ fn ends_with_the_instance() {
     let output = pesto(&[]);
     assert_eq!((output.code, output.out.as_str()), (1, ""));
     assert!(output.err.contains(SOCKET), "{}", output.err);
-    assert!(poll_until(PROMPT, || UnixStream::connect(SOCKET).is_err()));
+    assert!(poll_until(SOON, || UnixStream::connect(SOCKET).is_err()));
 }
 
 fn without_a_socket() {
@@ -1024,7 +1022,7 @@ fn json_of_many_flows() {
             .map(|_| w.host.start_command(pesto_command(&["--json", SOCKET])))
             .collect();
         for each in all {
-            let output = each.finish(Duration::from_secs(30));
+            let output = each.finish(SOON);
             assert_eq!((output.code, output.err.as_str()), (0, ""));
         }
     };

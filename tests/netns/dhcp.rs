@@ -94,7 +94,7 @@ fn dhclient() {
     has(&got, "new_interface_mtu=9000");
     has(&got, "new_dhcp_lease_time=4294967295");
     ns.sh(&format!(
-        "ping -n -c 1 -W 2 {PEER4}; dig +short @{DNS4} www.example.org"
+        "ping -n -c 1 -W 30 {PEER4}; dig +short @{DNS4} www.example.org"
     ));
 }
 
@@ -110,7 +110,7 @@ fn udhcpc() {
         !got.contains("dns="),
         "not told unless asked to tell (--dhcp-dns): {got}"
     );
-    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn udhcpc_many_options() {
@@ -166,7 +166,7 @@ fn lease_of_chosen_address() {
     ] {
         has(&got, part);
     }
-    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn no_dhcp() {
@@ -214,7 +214,7 @@ fn dhclient6() {
     has(&got, "new_dhcp6_name_servers=2001:db8:99::53");
     has(&got, "new_dhcp6_domain_search=example.org. test.example.");
     ns.sh(&format!(
-        "ip -6 route add default via {GATEWAY6} dev tap0 onlink; ping -6 -n -c 1 -W 2 {PEER6}"
+        "ip -6 route add default via {GATEWAY6} dev tap0 onlink; ping -6 -n -c 1 -W 30 {PEER6}"
     ));
 }
 
@@ -270,7 +270,7 @@ fn router_advertisement() {
             && !seen.contains("tentative")
     };
     assert!(poll_until(SOON, ready), "{}", seen());
-    ns.sh(&format!("ping -6 -n -c 1 -W 2 {PEER6}"));
+    ns.sh(&format!("ping -6 -n -c 1 -W 30 {PEER6}"));
     let route = ns.sh(&format!(
         "cat /proc/sys/net/ipv6/conf/tap0/mtu; ip -6 route get {PEER6}"
     ));

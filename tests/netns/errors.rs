@@ -5,7 +5,7 @@ use std::fs;
 use nix::mount::{MsFlags, mount};
 
 use crate::differences::established;
-use crate::exec::{Output, PROMPT, nothing_left, poll_until, processes};
+use crate::exec::{Output, SOON, nothing_left, poll_until, processes};
 use crate::harness::{PASTA, tests};
 use crate::world::{Netns, World};
 
@@ -393,12 +393,12 @@ fn busy_tap() {
         output.err
     );
     assert!(
-        poll_until(PROMPT, || processes().iter().all(|p| before.contains(p))),
+        poll_until(SOON, || processes().iter().all(|p| before.contains(p))),
         "{:?} before, {:?} after",
         before,
         processes()
     );
-    g.sh(&format!("ping -n -c 1 -W 2 {}", crate::world::PEER4));
+    g.sh(&format!("ping -n -c 1 -W 30 {}", crate::world::PEER4));
 }
 
 /// An interface of that name exists, and is no tap.
@@ -485,7 +485,7 @@ fn rootless_errors() {
     let as_user = |args: &[&str]| {
         let mut command = std::process::Command::new(PASTA);
         command.args(args).uid(4242).gid(4242);
-        crate::exec::run(command, crate::exec::SOON)
+        crate::exec::run(command, SOON)
     };
     one_line(
         &as_user(&["-q", "--config-net", "--netns", &ns.path()]),

@@ -24,13 +24,13 @@ tests![
 fn ping4() {
     let w = World::direct();
     w.guest(&[])
-        .sh(&format!("ping -n -c 3 -i 0.1 -W 2 {PEER4}"));
+        .sh(&format!("ping -n -c 3 -i 0.1 -W 30 {PEER4}"));
 }
 
 fn ping6() {
     let w = World::direct();
     w.guest(&[])
-        .sh(&format!("ping -6 -n -c 3 -i 0.1 -W 2 {PEER6}"));
+        .sh(&format!("ping -6 -n -c 3 -i 0.1 -W 30 {PEER6}"));
 }
 
 fn ping_large() {
@@ -38,7 +38,7 @@ fn ping_large() {
     let g = w.guest(&[]);
     for size in [0, 1, 17, 1473, 20_001, 60_000] {
         g.sh(&format!(
-            "ping -n -c 1 -W 2 -s {size} {PEER4} && ping -6 -n -c 1 -W 2 -s {size} {PEER6}"
+            "ping -n -c 1 -W 30 -s {size} {PEER4} && ping -6 -n -c 1 -W 30 -s {size} {PEER6}"
         ));
     }
 }
@@ -47,8 +47,8 @@ fn ping_large() {
 fn ping_fragments() {
     let w = World::direct();
     let g = w.guest(&["-m", "1500"]);
-    g.sh(&format!("ping -n -c 1 -W 2 -s 4000 {PEER4}"));
-    g.sh(&format!("ping -6 -n -c 1 -W 2 -s 4000 {PEER6}"));
+    g.sh(&format!("ping -n -c 1 -W 30 -s 4000 {PEER4}"));
+    g.sh(&format!("ping -6 -n -c 1 -W 30 -s 4000 {PEER6}"));
 }
 
 /// 20 programs at once, 20 requests each, nothing lost.
@@ -58,7 +58,7 @@ fn ping_many() {
     let all: Vec<_> = (0..20)
         .map(|i| {
             g.start(&format!(
-                "ping -n -c 20 -i 0.01 -W 2 {}",
+                "ping -n -c 20 -i 0.01 -W 30 {}",
                 if i % 2 == 0 { PEER4 } else { PEER6 }
             ))
         })
@@ -73,7 +73,7 @@ fn ping_as_the_spawned_user() {
     let w = World::direct();
     let output = w.inside(
         &[],
-        &format!("cat /proc/sys/net/ipv4/ping_group_range; ping -n -c 1 -W 2 {PEER4} >&2"),
+        &format!("cat /proc/sys/net/ipv4/ping_group_range; ping -n -c 1 -W 30 {PEER4} >&2"),
     );
     assert_eq!(
         output.out.split_whitespace().collect::<Vec<_>>(),
@@ -135,7 +135,7 @@ fn hops(method: &str) {
     let g = w.guest(&[]);
     for (peer, gateway) in [(PEER4, GATEWAY4), (PEER6, GATEWAY6)] {
         let text = g.sh(&format!(
-            "traceroute {method} -n -q 1 -N 1 -w 2 -m 5 {peer}"
+            "traceroute {method} -n -q 1 -N 1 -w 2 -m 60 {peer}"
         ));
         let hops: Vec<&str> = text
             .lines()
@@ -164,7 +164,7 @@ fn path_mtu_by_udp() {
     let w = World::routed(1400);
     let g = w.guest(&[]);
     for peer in [PEER4, PEER6] {
-        let text = g.sh(&format!("tracepath -n -m 5 {peer}"));
+        let text = g.sh(&format!("tracepath -n -m 60 {peer}"));
         assert!(text.contains("pmtu 1400"), "{text}");
         assert!(text.contains("reached"), "{text}");
     }

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use crate::differences::established;
-use crate::exec::{SOON, poll_until, processes};
+use crate::exec::{SOON, nothing_left, poll_until};
 use crate::harness::tests;
 use crate::reach::{
     FAMILIES, Family, Protocol, Server, WAYS, Way, abort, clones, closed, datagrams, exchange,
@@ -144,7 +144,7 @@ fn sources_behind_the_host() {
     for (far, host) in [(PEER4, HOST4), (PEER6, HOST6)] {
         let server = Server::tcp(&g, (host, 8080));
         let client = w.peer.start(&format!(
-            "exec curl -s --interface {far} -m 5 http://{}:8080/",
+            "exec curl -s --interface {far} -m 60 http://{}:8080/",
             if far.contains(':') {
                 format!("[{host}]")
             } else {
@@ -252,7 +252,7 @@ fn link_local() {
     let server = Server::tcp(&g, ("::", 8080));
     let client = w
         .peer
-        .start(&format!("exec curl -s -m 5 'http://[{host}%peer0]:8080/'"));
+        .start(&format!("exec curl -s -m 60 'http://[{host}%peer0]:8080/'"));
     let seen = server.seen();
     assert_eq!((seen.peer_ip(), seen.local_ip()), (peer, guest));
     client.finish(SOON);
@@ -265,7 +265,7 @@ fn follows_the_guest() {
     g.sh(&format!(
         "ip addr del {HOST4}/24 dev host0 && ip addr add 198.51.100.7/24 dev host0
          ip route replace default via 198.51.100.2 dev host0
-         ping -n -c 1 -W 2 {PEER4}"
+         ping -n -c 1 -W 30 {PEER4}"
     ));
     let server = Server::tcp(&g, ("198.51.100.7", 8080));
     exchange(w.peer.connect((HOST4, 8080)), 1000);
@@ -487,12 +487,8 @@ fn one_family_only() {
 /// wants.
 #[track_caller]
 fn return_world(w: &World, guest: Guest) {
-    guest.pasta.stop(Signal::SIGTERM, SOON);
-    assert!(
-        poll_until(SOON, || processes().is_empty()),
-        "left behind: {:?}",
-        processes()
-    );
+    guest.pasta.stop(Signal::SIGTERM);
+    nothing_left();
     w.host.sh("ip link del host0");
     for name in ["guest", "peer", "host"] {
         Netns::retire(name);
@@ -628,7 +624,7 @@ fn end_in_the_middle() {
         })
         .into();
     let servers: Vec<TcpStream> = clients.iter().map(|_| accept(&listener).0).collect();
-    g.pasta.stop(Signal::SIGTERM, SOON);
+    g.pasta.stop(Signal::SIGTERM);
     for mut client in clients {
         let told = client.read(&mut [0; 10]);
         assert!(
@@ -640,7 +636,7 @@ fn end_in_the_middle() {
         );
     }
     drop(servers);
-    crate::exec::nothing_left();
+    nothing_left();
 }
 
 /// A server that answers somebody who has gone: errors come back, and are nobody else's business.

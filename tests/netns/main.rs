@@ -43,6 +43,7 @@ mod neighbours;
 mod observe;
 mod options;
 mod ports;
+mod prompt;
 mod reach;
 mod servers;
 mod splice;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("neighbours", neighbours::TESTS),
         ("observe", observe::TESTS),
         ("ports", ports::TESTS),
+        ("prompt", prompt::TESTS),
         ("splice", splice::TESTS),
         ("tcp", tcp::TESTS),
         ("udp", udp::TESTS),

@@ -9,7 +9,7 @@ use crate::differences::{all_ports_fail, established};
 use crate::exec::{SOON, poll_until};
 use crate::harness::{Identity, Test};
 use crate::reach::{
-    Family, Protocol, Seen, Server, Way, closed, datagrams, exchange, promptly, reachable_within,
+    Family, Protocol, Seen, Server, Way, closed, datagrams, exchange, reachable_within,
 };
 use crate::world::{Netns, World};
 use Family::{V4, V6};
@@ -254,7 +254,7 @@ fn exchanges(
         let server = Server::new(protocol, home, (inside, *target));
         let to = (outside, *port);
         if shape.automatic {
-            reachable_within(promptly(), protocol, client, to);
+            reachable_within(SOON, protocol, client, to);
             server.forget();
         }
         match protocol {

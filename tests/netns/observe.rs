@@ -66,7 +66,7 @@ fn capture() {
     let w = World::direct();
     echo(&w.peer, (PEER4, 1000));
     let g = w.guest(&["-p", "/run/t/cap", "-m", "1500"]);
-    g.sh(&format!("ping -n -c 5 -i 0.01 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 5 -i 0.01 -W 30 {PEER4}"));
     let mut stream = g.connect((PEER4, 1000));
     let data = vec![b'x'; 10_000];
     std::io::Write::write_all(&mut stream, &data).expect("send");
@@ -89,7 +89,7 @@ fn capture_of_a_command() {
     let w = World::direct();
     w.inside(
         &["-p", "/run/t/cap"],
-        &format!("ping -n -c 2 -i 0.01 -W 2 {PEER4}"),
+        &format!("ping -n -c 2 -i 0.01 -W 30 {PEER4}"),
     )
     .ok();
     assert_eq!(echo_requests(&frames("/run/t/cap"), 0), 2);
@@ -108,7 +108,7 @@ fn log_file() {
         text.contains("host0") && text.contains("198.51.100.1"),
         "the summary is logged:\n{text}"
     );
-    g.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 /// The oldest lines go, the size stays bounded.
@@ -191,7 +191,7 @@ fn background_noise(w: &World, options: &[&str], script: &str) -> String {
     );
     ns.sh(script);
     kill(Pid::from_raw(pasta.id()), Signal::SIGTERM).expect("it runs");
-    pasta.finish(Duration::from_secs(2)).err
+    pasta.finish(SOON).err
 }
 
 fn statistics() {
@@ -199,7 +199,7 @@ fn statistics() {
     let text = background_noise(
         &w,
         &["--stats", "1"],
-        &format!("ping -n -c 15 -i 0.1 -W 2 {PEER4}"),
+        &format!("ping -n -c 15 -i 0.1 -W 30 {PEER4}"),
     );
     assert!(
         text.lines()
@@ -223,11 +223,11 @@ fn idle_is_idle() {
     ns.set("ipv6/conf/default/disable_ipv6", "1"); // or its kernel solicits routers for a while
     ns.set("ipv6/conf/all/disable_ipv6", "1");
     let _pasta = w.attach(&ns, &["--config-net", "-4"]);
-    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
     let wakeups = || sum_over_processes(|p| status_number(p, "voluntary_ctxt_switches:"));
     let mut last = (wakeups(), std::time::Instant::now());
     // Two seconds without a wake-up have to come; ARP and the like of the guest's kernel may come before.
-    let quiet = poll_until(Duration::from_secs(15), || {
+    let quiet = poll_until(SOON, || {
         if wakeups() != last.0 {
             last = (wakeups(), std::time::Instant::now());
         }
@@ -296,14 +296,14 @@ fn quiet() {
     all.extend(NO_FORWARDS);
     let output = w.pasta(&all);
     assert_eq!(output.both(), "");
-    ns.sh(&format!("ping -n -c 1 -W 2 {PEER4}"));
+    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
 }
 
 fn debug() {
     let w = World::direct();
     let plain = background_noise(&w, &[], "true").lines().count();
     Netns::retire("guest");
-    let text = background_noise(&w, &["-d"], &format!("ping -n -c 3 -i 0.1 -W 2 {PEER4}"));
+    let text = background_noise(&w, &["-d"], &format!("ping -n -c 3 -i 0.1 -W 30 {PEER4}"));
     assert!(
         text.lines().count() > plain,
         "no more than without -d:\n{text}"
@@ -312,14 +312,14 @@ fn debug() {
 
 fn trace() {
     let w = World::direct();
-    let debug = background_noise(&w, &["-d"], &format!("ping -n -c 20 -i 0.01 -W 2 {PEER4}"))
+    let debug = background_noise(&w, &["-d"], &format!("ping -n -c 20 -i 0.01 -W 30 {PEER4}"))
         .lines()
         .count();
     Netns::retire("guest");
     let trace = background_noise(
         &w,
         &["--trace"],
-        &format!("ping -n -c 20 -i 0.01 -W 2 {PEER4}"),
+        &format!("ping -n -c 20 -i 0.01 -W 30 {PEER4}"),
     )
     .lines()
     .count();

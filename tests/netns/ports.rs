@@ -3,14 +3,13 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::exec::{Output, SOON, nothing_left, poll_until, processes};
 use crate::harness::{PASTA, tests};
 use crate::reach::{
-    FAMILIES, Family, Protocol, Server, WAYS, Way, closed, listening, reachable_within, try_reach,
+    FAMILIES, Family, Protocol, Server, WAYS, Way, listening, reachable_within, try_reach,
 };
 use crate::servers::echo;
 use crate::world::{HOST4, HOST6, Netns, World, accept};
@@ -35,7 +34,6 @@ tests![
     all_under_a_small_limit,
     ranges_over_the_limit,
     limit_leaves_room_for_connections,
-    fifteen_thousand_ports,
     many_rules,
     too_many_rules,
     low_ports,
@@ -404,26 +402,6 @@ fn many_connections(w: &World, n: usize) {
     }
 }
 
-/// 15,000 ports start in no time (the bound is for slow machines and builds without optimisation).
-fn fifteen_thousand_ports() {
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    if limit.is_ok_and(|(_, hard)| hard < 20_000) {
-        crate::harness::skip("fewer than 20000 descriptors are allowed here");
-    }
-    let w = World::direct();
-    let begun = Instant::now();
-    let g = w.guest(&["-t", "10001-25000"]);
-    let took = begun.elapsed();
-    assert!(took < Duration::from_secs(4), "{took:?}");
-    let _first = Server::tcp(&g, (HOST4, 10_001));
-    let _last = Server::tcp(&g, (HOST4, 25_000));
-    for port in [10_001, 25_000] {
-        reachable_within(SOON, Tcp, &w.peer, (HOST4, port));
-        reachable_within(SOON, Tcp, &w.host, ("127.0.0.1", port));
-    }
-    closed(Tcp, &w.peer, (HOST4, 25_001));
-}
-
 fn many_rules() {
     let w = World::direct();
     let spec = (0..255).fold(String::new(), |mut all, i| {
@@ -516,7 +494,7 @@ fn restart_after_a_kill() {
         let listener = g.listen((HOST4, 8080));
         let _near = w.peer.connect((HOST4, 8080));
         let _far = accept(&listener);
-        pasta.stop(Signal::SIGKILL, SOON);
+        pasta.stop(Signal::SIGKILL);
         nothing_left();
         Netns::retire("each");
     }

@@ -389,7 +389,7 @@ fn splice_only_command() {
         "--",
         "sh",
         "-c",
-        "curl -s -m 5 http://127.0.0.1:8081/3000 | wc -c; ip -o link | wc -l; exit 7",
+        "curl -s -m 60 http://127.0.0.1:8081/3000 | wc -c; ip -o link | wc -l; exit 7",
     ]);
     assert_eq!(
         (output.code, output.out.as_str()),
@@ -517,18 +517,12 @@ fn small_after_bulk() {
         });
         near.write_all(&vec![b'b'; n]).expect("send");
         let mut far = reader.join().expect("the reader");
-        for _ in 0..20 {
-            let begun = Instant::now();
+        mostly_within(Duration::from_millis(100), 20, || {
             near.write_all(b"x").expect("send");
             far.read_exact(&mut [0]).expect("one byte");
             far.write_all(b"y").expect("send");
             near.read_exact(&mut [0]).expect("one byte");
-            assert!(
-                begun.elapsed() < Duration::from_millis(500),
-                "{:?}",
-                begun.elapsed()
-            );
-        }
+        });
     });
 }
 
@@ -552,18 +546,29 @@ fn no_delay() {
                 far.write_all(&buffer).expect("answer");
             }
         });
-        let begun = Instant::now();
-        for _ in 0..100 {
+        mostly_within(Duration::from_millis(30), 100, || {
             near.write_all(&[1; 10]).expect("send");
             near.set_nodelay(true).expect("a socket option");
             near.write_all(&[2; 10]).expect("send");
             near.read_exact(&mut [0; 20]).expect("the answer");
-        }
-        let took = begun.elapsed();
+        });
         drop(near);
         server.join().expect("the server");
-        assert!(took < Duration::from_millis(2500), "{took:?}");
     });
+}
+
+/// At least half of `times` attempts take no longer than `limit`: the machine may be busy, but not each time.
+#[track_caller]
+fn mostly_within(limit: Duration, times: usize, mut attempt: impl FnMut()) {
+    let mut took: Vec<Duration> = (0..times)
+        .map(|_| {
+            let begun = Instant::now();
+            attempt();
+            begun.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    assert!(took[times / 2] <= limit, "{took:?}");
 }
 
 /// Writes until nothing more fits; how much did.

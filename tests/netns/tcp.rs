@@ -199,14 +199,8 @@ fn refused() {
     let w = World::direct();
     let g = w.guest(&[]);
     for addr in PEERS {
-        let begun = Instant::now();
         let error = g.try_connect((addr, 999)).expect_err("nobody listens");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{addr}");
-        assert!(
-            begun.elapsed() < Duration::from_millis(500),
-            "refused only after {:?}",
-            begun.elapsed()
-        );
     }
 }
 

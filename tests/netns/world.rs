@@ -118,7 +118,7 @@ impl Netns {
     /// Runs a shell script here and returns what it did.
     #[track_caller]
     pub fn try_sh(&self, script: &str) -> Output {
-        self.start(script).finish(Duration::from_secs(60))
+        self.start(script).finish(SOON)
     }
 
     /// Runs a shell script here; it must succeed; returns its output.
@@ -383,7 +383,7 @@ impl World {
     /// Runs pasta in the host namespace to the end of the command (the parent, if it goes to the background).
     #[track_caller]
     pub fn pasta(&self, args: &[&str]) -> Output {
-        self.start_pasta(args).finish(Duration::from_secs(60))
+        self.start_pasta(args).finish(SOON)
     }
 
     #[track_caller]
@@ -435,22 +435,22 @@ pub struct Pasta {
 impl Pasta {
     /// Sends a signal and expects the process to go.
     #[track_caller]
-    pub fn stop(mut self, signal: Signal, limit: Duration) {
+    pub fn stop(mut self, signal: Signal) {
         self.ended = true;
         kill(Pid::from_raw(self.pid), signal).expect("it is running");
         assert!(
-            poll_until(limit, || !alive(self.pid)),
-            "still there {limit:?} after {signal}"
+            poll_until(SOON, || !alive(self.pid)),
+            "still there {SOON:?} after {signal}"
         );
     }
 
     /// Expects the process to go by itself.
     #[track_caller]
-    pub fn goes(mut self, limit: Duration) {
+    pub fn goes(mut self) {
         self.ended = true;
         assert!(
-            poll_until(limit, || !alive(self.pid)),
-            "still there after {limit:?}"
+            poll_until(SOON, || !alive(self.pid)),
+            "still there after {SOON:?}"
         );
     }
 }
