@@ -208,4 +208,6 @@ fn applies(mode: Mode, arg: &Arg) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod completions;
+#[cfg(test)]
 mod tests;

@@ -241,6 +241,7 @@ fn ports(table: Table, protocol: Protocol, text: &str) -> Result<Command, PestoE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::completions;
 
     fn parsed(line: &str) -> Result<Invocation, String> {
         let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
@@ -288,6 +289,46 @@ mod tests {
             let e = parsed(line).expect_err(line);
             assert!(e.contains(text), "{line}: {e}");
         }
+    }
+
+    /// The line of `--help` about this option: name of its value, text.
+    fn told(long: &str) -> (Option<&str>, &str) {
+        let line = HELP
+            .lines()
+            .find(|line| {
+                line.split([' ', ','])
+                    .any(|word| word == format!("--{long}"))
+            })
+            .expect(long);
+        let (_, rest) = line.split_once(&format!("--{long}")).expect(long);
+        let (value, text) = rest.split_once("  ").expect(long);
+        let value = value.trim();
+        ((!value.is_empty()).then_some(value), text.trim())
+    }
+
+    #[test]
+    fn completions_of_pesto() {
+        use clap::{Arg, ArgAction};
+        let options = OPTIONS.map(|(long, short, takes_value)| {
+            let (value, text) = told(long);
+            assert_eq!(value.is_some(), takes_value, "--{long}");
+            let arg = Arg::new(long)
+                .long(long)
+                .short(short.map(char::from))
+                .help(text);
+            match value {
+                None => arg.action(ArgAction::SetTrue),
+                Some("TABLE") => arg
+                    .action(ArgAction::Append)
+                    .value_parser(["HOST", "SPLICE"]),
+                Some(value) => arg.action(ArgAction::Append).value_name(value),
+            }
+        });
+        let path = Arg::new("PATH").value_name("PATH");
+        completions::check(completions::command(
+            "pesto",
+            options.into_iter().chain([path]),
+        ));
     }
 
     #[test]
