@@ -19,6 +19,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Uid, getgid, getuid};
 
 use crate::differences;
@@ -32,6 +33,23 @@ pub enum Identity {
     Nested,
     /// Real root, no user namespace; only where the suite itself runs as root.
     Root,
+}
+
+/// How a suite's tests are run, where that is not as those of the namespace suite.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How long the test of a name may take.
+    pub limit: fn(&str) -> Duration,
+    /// Process 1 of a test is not the test but one that reaps whatever daemons are left to it. For programs that
+    /// wait for others to vanish, not just to end.
+    pub reaper: bool,
+}
+
+impl Manner {
+    const PLAIN: Manner = Manner {
+        limit: |_| LIMIT,
+        reaper: false,
+    };
 }
 
 /// One test: its name within its group, who runs it, what it does.
@@ -66,6 +84,7 @@ pub const PASST: &str = "/run/t/bin/passt";
 const THREADS: usize = 3;
 const STAGE: &str = "NETNS_SUITE_STAGE";
 const LIMIT: Duration = Duration::from_secs(300);
+const REAPER: &str = "reaper";
 const SKIPPED: i32 = 77;
 const FAILED: i32 = 101;
 
@@ -103,6 +122,10 @@ enum Outcome {
 
 /// Runs the suite, or, in a process the suite started, one stage of one test.
 pub fn main(groups: &[(&'static str, &'static [Test])]) -> ExitCode {
+    main_with(groups, Manner::PLAIN)
+}
+
+pub fn main_with(groups: &[(&'static str, &'static [Test])], manner: Manner) -> ExitCode {
     let all: Vec<(String, Test)> = groups
         .iter()
         .flat_map(|(g, tests)| tests.iter().map(move |t| (format!("{g}::{}", t.name), *t)))
@@ -114,10 +137,10 @@ pub fn main(groups: &[(&'static str, &'static [Test])]) -> ExitCode {
             .find(|(n, _)| n == name)
             .map(|(_, t)| *t)
             .expect("a known test");
-        return if stage == "1" {
-            isolate(name, test)
-        } else {
-            perform(name, test)
+        return match stage {
+            "1" => isolate(name, test, manner),
+            REAPER => reap_until_done(name),
+            _ => perform(name, test),
         };
     }
     let options = Options::parse(THREADS);
@@ -133,10 +156,10 @@ pub fn main(groups: &[(&'static str, &'static [Test])]) -> ExitCode {
     let repeated: Vec<_> = std::iter::repeat_n(chosen, options.repeat)
         .flatten()
         .collect();
-    run_all(&repeated, all.len(), options.threads)
+    run_all(&repeated, all.len(), options.threads, manner)
 }
 
-fn run_all(chosen: &[(String, Test)], known: usize, threads: usize) -> ExitCode {
+fn run_all(chosen: &[(String, Test)], known: usize, threads: usize, manner: Manner) -> ExitCode {
     println!("\nrunning {} tests", chosen.len());
     let start = Instant::now();
     let next = AtomicUsize::new(0);
@@ -146,7 +169,7 @@ fn run_all(chosen: &[(String, Test)], known: usize, threads: usize) -> ExitCode 
             s.spawn(|| {
                 while let Some((name, test)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let begun = Instant::now();
-                    let outcome = attempt(name, *test);
+                    let outcome = attempt(name, *test, manner);
                     let word = match &outcome {
                         Outcome::Passed => "ok".to_owned(),
                         Outcome::Failed(_) => "FAILED".to_owned(),
@@ -206,27 +229,32 @@ fn report(outcomes: &[(String, Outcome)], known: usize, chosen: usize, took: Dur
 }
 
 /// Runs one test in its own process and says how it went.
-fn attempt(name: &str, test: Test) -> Outcome {
+fn attempt(name: &str, test: Test, manner: Manner) -> Outcome {
     if let Some(why) = differences::skip_reason(name) {
         return Outcome::Skipped(why);
     }
     if test.identity == Identity::Root && !Uid::effective().is_root() {
         return Outcome::Skipped("needs root".to_owned());
     }
-    match supervise(name, test) {
+    let limit = (manner.limit)(name);
+    match supervise(name, test, limit) {
         Err(e) => Outcome::Failed(format!("the test process could not be run: {e}")),
         Ok((status, output)) => match status.and_then(|s| s.code()) {
             Some(0) => Outcome::Passed,
             Some(SKIPPED) => Outcome::Skipped(output.lines().last().unwrap_or_default().to_owned()),
             _ => Outcome::Failed(format!(
                 "{output}\n[{}]",
-                status.map_or_else(|| format!("killed after {LIMIT:?}"), |s| s.to_string())
+                status.map_or_else(|| format!("killed after {limit:?}"), |s| s.to_string())
             )),
         },
     }
 }
 
-fn supervise(name: &str, test: Test) -> std::io::Result<(Option<ExitStatus>, String)> {
+fn supervise(
+    name: &str,
+    test: Test,
+    limit: Duration,
+) -> std::io::Result<(Option<ExitStatus>, String)> {
     let mut output = tempfile()?;
     let mut child = Command::new(std::env::current_exe()?)
         .env(STAGE, format!("1 {name}"))
@@ -239,9 +267,8 @@ fn supervise(name: &str, test: Test) -> std::io::Result<(Option<ExitStatus>, Str
     } else {
         Ok(())
     };
-    let end = Instant::now() + LIMIT;
     let mut status = None;
-    poll_until(end.saturating_duration_since(Instant::now()), || {
+    poll_until(limit, || {
         status = child.try_wait().ok().flatten();
         status.is_some()
     });
@@ -277,7 +304,7 @@ fn map_ids(child: &mut Child) -> std::io::Result<()> {
 }
 
 /// Stage one: leave the machine's namespaces, become the parent of a new process namespace.
-fn isolate(name: &str, test: Test) -> ExitCode {
+fn isolate(name: &str, test: Test, manner: Manner) -> ExitCode {
     set_pdeathsig(Signal::SIGKILL).expect("prctl");
     let mut flags = CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWNS
@@ -295,8 +322,9 @@ fn isolate(name: &str, test: Test) -> ExitCode {
     flags |= CloneFlags::CLONE_NEWPID;
     unshare(flags).expect("unshare");
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().expect("dup");
+    let next = if manner.reaper { REAPER } else { "2" };
     let status = Command::new("/proc/self/exe")
-        .env(STAGE, format!("2 {name}"))
+        .env(STAGE, format!("{next} {name}"))
         .stdin(Stdio::null())
         .stdout(stderr)
         .status()
@@ -307,6 +335,33 @@ fn isolate(name: &str, test: Test) -> ExitCode {
             .and_then(|c| u8::try_from(c).ok())
             .unwrap_or(1),
     )
+}
+
+/// Process 1 in front of stage two: waits for every child it is given, and ends with its own.
+#[allow(
+    clippy::zombie_processes,
+    reason = "the loop waits for it as for every other child"
+)]
+fn reap_until_done(name: &str) -> ExitCode {
+    set_pdeathsig(Signal::SIGKILL).expect("prctl");
+    let test = Command::new("/proc/self/exe")
+        .env(STAGE, format!("2 {name}"))
+        .spawn()
+        .expect("start stage two");
+    let test = i32::try_from(test.id()).expect("a process id");
+    loop {
+        match wait() {
+            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == test => {
+                return ExitCode::from(u8::try_from(code).unwrap_or(1));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == test => {
+                eprintln!("the test process was ended by {signal}");
+                return ExitCode::FAILURE;
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => panic!("process 1 waits: {e}"),
+        }
+    }
 }
 
 fn skip_now(why: &str) -> ! {

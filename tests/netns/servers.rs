@@ -72,7 +72,11 @@ pub fn serve(listener: TcpListener, each: impl Fn(TcpStream) + Clone + Send + 's
     });
 }
 
-/// HTTP on `addr`: GET /N answers N bytes of the pattern; PUT checks its body and answers its length.
+/// What HTTP answers to GET /.
+pub const PAGE: &str = "a page of the suite\n";
+
+/// HTTP on `addr`: GET / answers [`PAGE`], /N and /big?N N bytes of the pattern, /who the address that it was asked at
+/// and the one it was asked from; PUT checks its body and answers its length.
 pub fn http(ns: &Netns, addr: (&str, u16)) {
     serve(ns.listen(addr), |stream| {
         http_once(stream).ok();
@@ -110,11 +114,25 @@ fn http_once(stream: TcpStream) -> std::io::Result<()> {
             answer.len()
         );
     }
-    let n: u64 = request
-        .split(' ')
-        .nth(1)
-        .and_then(|p| p.trim_start_matches('/').parse().ok())
-        .unwrap_or(0);
+    let path = request.split(' ').nth(1).unwrap_or("/");
+    let text = match path {
+        "/" => Some(PAGE.to_owned()),
+        "/who" => Some(format!(
+            "{} {}\n",
+            output.local_addr()?,
+            output.peer_addr()?
+        )),
+        _ => None,
+    };
+    if let Some(text) = text {
+        return write!(
+            output,
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+            text.len()
+        );
+    }
+    let number = path.trim_start_matches("/big?").trim_start_matches('/');
+    let n: u64 = number.parse().unwrap_or(0);
     write!(
         output,
         "HTTP/1.1 200 OK\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n"

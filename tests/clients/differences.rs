@@ -1,0 +1,19 @@
+//! What the distribution's passt is known not to do as this suite demands, with the reason.
+//!
+//! Used only with `PASST_UNDER_TEST=distribution`: such a test is reported as skipped.
+
+use crate::prepare::{DISTRIBUTION, UNDER_TEST};
+
+/// Test name, and why it is not asked of the distribution's program.
+const TABLE: &[(&str, &str)] = &[];
+
+/// Is the program under test the distribution's?
+pub fn established() -> bool {
+    std::env::var(UNDER_TEST).is_ok_and(|v| v == DISTRIBUTION)
+}
+
+/// Why a test is not run against the program under test, if so.
+pub fn skip_reason(name: &str) -> Option<String> {
+    let (_, why) = TABLE.iter().find(|(n, _)| *n == name)?;
+    established().then(|| format!("the distribution's program differs: {why}"))
+}

@@ -1,0 +1,117 @@
+//! What has to be there before the first test: the root directory, our package in it, and a control group.
+//!
+//! The tests have no way to Debian's archive any more, and cannot build anything: they find the places of what was
+//! made before in their environment. So this process makes it and starts itself again.
+//!
+//! Invariant: the control group that all tests make theirs in is removed at the end; one that a killed run left
+//! is removed by the next.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::Uid;
+
+use crate::exec::{SOON, poll_until};
+
+/// Directory of root/, image.tar and store/, or why there is none.
+pub const ROOT: &str = "CLIENTS_SUITE_ROOT";
+/// What installing our package changes in the root directory; absent when another program is under test.
+pub const LAYER: &str = "CLIENTS_SUITE_LAYER";
+/// Where a test may make its control group; absent when that is not possible here.
+pub const CGROUP: &str = "CLIENTS_SUITE_CGROUP";
+/// What is under test: one of the following three.
+pub const UNDER_TEST: &str = "CLIENTS_SUITE_UNDER_TEST";
+pub const DISTRIBUTION: &str = "distribution";
+const PACKAGE: &str = "package";
+pub const PROGRAM: &str = "program";
+
+const BUILDER: &str = "packaging/deb";
+const GIVEN: &str = "PASST_UNDER_TEST";
+const CGROUP_NAME: &str = "passt-clients-";
+
+/// Has it been done, or is there nothing to do it for?
+pub fn done() -> bool {
+    std::env::var_os(ROOT).is_some()
+        || !Uid::effective().is_root()
+        || std::env::args().any(|a| a == "--list")
+}
+
+pub fn and_start_again() -> ExitCode {
+    let mut again = Command::new("/proc/self/exe");
+    again.args(std::env::args().skip(1));
+    let package = match std::env::var(GIVEN).as_deref() {
+        Ok(DISTRIBUTION) => {
+            again.env_remove(GIVEN).env(UNDER_TEST, DISTRIBUTION);
+            None
+        }
+        Ok(_) => {
+            again.env(UNDER_TEST, PROGRAM);
+            None
+        }
+        Err(_) if !Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER).exists() => {
+            again.env(UNDER_TEST, PROGRAM);
+            None
+        }
+        Err(_) => {
+            again.env(UNDER_TEST, PACKAGE);
+            Some(made_by(BUILDER, &[]))
+        }
+    };
+    let made = match &package {
+        None => made_by("tests/clients/root", &[]),
+        Some(Err(why)) => Err(why.clone()),
+        Some(Ok(package)) => made_by("tests/clients/root", &[package.trim()]),
+    };
+    let text = made.unwrap_or_else(|why| why);
+    let mut lines = text.lines();
+    again.env(ROOT, lines.next().unwrap_or_default());
+    lines.next().map(|layer| again.env(LAYER, layer));
+    let group = control_group();
+    group.as_ref().map(|group| again.env(CGROUP, group));
+    let status = again.status().expect("start again");
+    group.map(|group| poll_until(SOON, || remove(&group)));
+    ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
+}
+
+/// What a script of this tree prints, or that it failed. What it says on the way goes to the terminal.
+fn made_by(script: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output();
+    match output {
+        Ok(o) if o.status.success() => Ok(String::from_utf8_lossy(&o.stdout).into_owned()),
+        Ok(o) => Err(format!("{script}: {}", o.status)),
+        Err(e) => Err(format!("{script}: {e}")),
+    }
+}
+
+/// A control group for this run, in version 2 of control groups, mounted alone or beside version 1.
+fn control_group() -> Option<PathBuf> {
+    let top = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .find(|d| statfs(*d).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC))?;
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(CGROUP_NAME));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove(&entry.path());
+        }
+    }
+    let group = Path::new(top).join(format!("{CGROUP_NAME}{}", std::process::id()));
+    fs::create_dir(&group).ok()?;
+    Some(group)
+}
+
+/// Removes a control group and all below it, as soon as no process is in any of them.
+fn remove(group: &Path) -> bool {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove(&entry.path());
+        }
+    }
+    fs::remove_dir(group).is_ok()
+}
