@@ -1,50 +1,59 @@
-//! The command lines of podman, buildah and rootlesskit, word for word, and what these callers look at next.
+//! The command lines of podman and buildah, word for word, and what these callers look at next.
+//!
+//! `client_life.rs` has how the process behaves towards them, `client_addresses.rs` who reaches whom by which address,
+//! `client_errors.rs` what they are told when it fails, `rootlesskit.rs` that caller.
 
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{SOON, nothing_left, poll_until, processes, spawn};
-use crate::harness::{PASTA, need, need_tap_for_users, tests};
-use crate::reach::{Protocol, Server, reachable_within};
-use crate::servers::{dns, echo, http};
-use crate::world::{DNS4, HOST4, HOST6, Netns, PEER4, PEER6, World, accept, shell};
+use crate::exec::{Output, SOON, nothing_left, poll_until, processes};
+use crate::harness::{PASTA, need, tests};
+use crate::reach::{Protocol, Server, closed, reachable_within};
+use crate::servers::{dns, echo};
+use crate::world::{DNS4, GATEWAY4, GATEWAY6, HOST4, HOST6, Netns, PEER4, PEER6, World, accept};
 
 tests![
     podman_run,
     podman_run_options,
     podman_ports,
-    podman_port_in_use,
+    ready_at_exit,
     podman_auto_ports,
     podman_map_gw,
-    podman_option_twice,
+    ports_accumulate,
+    later_one_wins,
+    one_address_per_family,
     podman_man_page_example,
     podman_rootless_netns,
     podman_restart,
     podman_info,
     buildah,
-    rootlesskit_2,
-    rootlesskit_3,
-    rootlesskit_implicit_ports,
-    rootlesskit_detached_netns;
-    root: rootlesskit_as_user,
 ];
 
 /// The words of a command line with `N` for the namespace; run as the caller does: stdin, stdout and stderr
 /// one pipe, waiting for the exit *and* for the end of the output, which must be empty.
 #[track_caller]
-fn call(w: &World, line: &str, target: &str) {
-    let line = line
-        .replace(" N ", &format!(" {target} "))
-        .replace("pasta ", &format!("{PASTA} "));
-    let output = w.host.try_sh(&format!("{line} 2>&1"));
+pub fn call(w: &World, line: &str, target: &str) {
+    let output = try_call(w, line, target);
     assert_eq!((output.code, output.both().as_str()), (0, ""), "{line}");
+}
+
+/// The same, whatever comes of it.
+#[track_caller]
+pub fn try_call(w: &World, line: &str, target: &str) -> Output {
+    w.host.try_sh(&format!("{} 2>&1", words(line, target)))
+}
+
+/// A command line with the namespace and the program under test in it.
+pub fn words(line: &str, target: &str) -> String {
+    line.replace(" N ", &format!(" {target} "))
+        .replace("pasta ", &format!("{PASTA} "))
 }
 
 /// What podman checks in the namespace: an address that is not loopback, usable at once.
 #[track_caller]
-fn usable(ns: &Netns) {
+pub fn usable(ns: &Netns) {
     let addresses = ns.sh("ip -o addr show scope global");
     assert!(
         addresses.contains("inet ") || addresses.contains("inet6 "),
@@ -53,12 +62,13 @@ fn usable(ns: &Netns) {
     assert!(!addresses.contains("tentative"), "{addresses}");
 }
 
-fn podman_namespace() -> Netns {
+/// Where podman keeps the namespace of a container.
+pub fn podman_namespace() -> Netns {
     fs::create_dir_all("/run/netns/user/1000/netns").expect("tmpfs");
     Netns::new("user/1000/netns/netns-5f0c2f4e-1b6e-0d0a-9d6f-0a1b2c3d4e5f")
 }
 
-const PODMAN: &str = "pasta --config-net --dns-forward 169.254.1.1 -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2";
+pub const PODMAN: &str = "pasta --config-net --dns-forward 169.254.1.1 -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2";
 
 fn podman_run() {
     need("dig");
@@ -154,25 +164,6 @@ fn podman_ports() {
     }
 }
 
-/// podman passes on what it says, and callers look for this in it.
-fn podman_port_in_use() {
-    let w = World::direct();
-    let _busy = w.host.listen(("::", 8777));
-    let ns = podman_namespace();
-    let line = PODMAN
-        .replace("pasta ", &format!("{PASTA} "))
-        .replace(" -t none", " -t 8777-8777:80-80")
-        .replace(" N ", &format!(" {} ", ns.path()));
-    let output = w.host.try_sh(&format!("{line} 2>&1"));
-    assert_eq!(output.code, 1);
-    assert!(
-        output.out.contains("port */8777: Address already in use\n"),
-        "{}",
-        output.out
-    );
-    nothing_left();
-}
-
 /// `--network pasta:-t,auto,-u,auto,-T,auto,-U,auto`
 fn podman_auto_ports() {
     let w = World::direct();
@@ -196,55 +187,170 @@ fn podman_map_gw() {
     ns.connect(("198.51.100.2", 1000));
 }
 
-fn podman_option_twice() {
+/// "At exit of the parent the namespace is fully configured": nothing here waits for anything.
+fn ready_at_exit() {
     let w = World::direct();
-    let ns = podman_namespace();
-    call(&w, &PODMAN.replace("--config-net", "--config-net -I myname --ns-mac-addr 9a:dd:31:ea:92:98 --ns-mac-addr aa:bb:cc:dd:ee:ff"), &ns.path());
-    let seen = ns.sh("ip link show myname");
-    assert!(seen.contains("aa:bb:cc:dd:ee:ff"), "{seen}");
+    for _ in 0..5 {
+        let ns = podman_namespace();
+        let line = PODMAN
+            .replace(
+                "--config-net",
+                "--config-net --pid /run/t/pid -t 8080-8080:80-80 -u 8080-8080:80-80",
+            )
+            .replace(" -t none -u none", "");
+        call(&w, &line, &ns.path());
+        assert!(w.host.sh("ss -Hltn").contains(":8080 "), "not bound");
+        assert!(w.host.sh("ss -Hlun").contains(":8080 "), "not bound");
+        let seen = ns.sh("ip -o link; ip -o addr; ip route; ip -6 route");
+        for part in [
+            "lo: <LOOPBACK,UP,LOWER_UP>",
+            "host0: <BROADCAST,MULTICAST,UP,LOWER_UP>",
+            "mtu 65520",
+            &format!("inet {HOST4}/24 "),
+            &format!("inet6 {HOST6}/64 scope global"),
+            &format!("default via {GATEWAY4} dev host0"),
+            &format!("default via {GATEWAY6} dev host0"),
+        ] {
+            assert!(seen.contains(part), "`{part}` is not in:\n{seen}");
+        }
+        assert!(!seen.contains("tentative"), "{seen}");
+        let pid = fs::read_to_string("/run/t/pid").expect("a PID file");
+        let pid = Pid::from_raw(pid.trim().parse().expect("a PID"));
+        kill(pid, Signal::SIGTERM).expect("it is running");
+        nothing_left();
+        Netns::retire(&ns.name);
+    }
 }
 
+/// "`-t`, `-u` accumulate", and the same port may be published for both.
+fn ports_accumulate() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    let line = PODMAN
+        .replace(
+            "--config-net",
+            "--config-net -t 8201-8201:80-80 -u 8201-8201:80-80 -t 8210-8214:9210-9214 -t 127.0.0.1/8301-8301:80-80 -t ::1/8302-8302:80-80 -u ::1/8303-8303:80-80",
+        )
+        .replace(" -t none -u none", "");
+    call(&w, &line, &ns.path());
+    let _servers = [
+        Server::tcp(&ns, ("::", 80)),
+        Server::udp(&ns, ("::", 80)),
+        Server::tcp(&ns, ("::", 9210)),
+        Server::tcp(&ns, ("::", 9214)),
+    ];
+    for (protocol, client, to) in [
+        (Protocol::Tcp, &w.peer, (HOST4, 8201)),
+        (Protocol::Tcp, &w.peer, (HOST6, 8201)),
+        (Protocol::Udp, &w.peer, (HOST4, 8201)),
+        (Protocol::Tcp, &w.peer, (HOST4, 8210)),
+        (Protocol::Tcp, &w.host, ("127.0.0.1", 8214)),
+        (Protocol::Tcp, &w.host, ("127.0.0.1", 8301)),
+        (Protocol::Tcp, &w.host, ("::1", 8302)),
+        (Protocol::Udp, &w.host, ("::1", 8303)),
+    ] {
+        reachable_within(SOON, protocol, client, to);
+    }
+    // Published on loopback only.
+    closed(Protocol::Tcp, &w.peer, (HOST4, 8301));
+    closed(Protocol::Tcp, &w.host, ("127.0.0.1", 8302));
+    closed(Protocol::Udp, &w.peer, (HOST6, 8303));
+}
+
+/// "An option given twice: the later one wins, containers.conf first, command line second."
+fn later_one_wins() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    let twice = "--config-net -I first -m 1300 -a 192.0.2.1 --ns-mac-addr 9a:dd:31:ea:92:98 -I myname -m 1400 -a 192.0.2.2 --ns-mac-addr aa:bb:cc:dd:ee:ff";
+    call(&w, &PODMAN.replace("--config-net", twice), &ns.path());
+    let seen = ns.sh("ip link; ip addr");
+    for part in ["myname: ", "aa:bb:cc:dd:ee:ff", "mtu 1400", "192.0.2.2/"] {
+        assert!(seen.contains(part), "`{part}` is not in:\n{seen}");
+    }
+    for part in ["first: ", "9a:dd:31:ea:92:98", "mtu 1300"] {
+        assert!(!seen.contains(part), "`{part}` is in:\n{seen}");
+    }
+}
+
+/// "`-a`, `-g` may be repeated, one per family."
+fn one_address_per_family() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    let both = "--config-net -a 192.0.2.2 -a 2001:db8::2 -g 192.0.2.1 -g 2001:db8::1 -n 24";
+    call(&w, &PODMAN.replace("--config-net", both), &ns.path());
+    let seen = ns.sh("ip addr; ip route; ip -6 route");
+    for part in [
+        "192.0.2.2/24",
+        "2001:db8::2/64",
+        "default via 192.0.2.1",
+        "default via 2001:db8::1",
+    ] {
+        assert!(seen.contains(part), "`{part}` is not in:\n{seen}");
+    }
+    ns.sh(&format!(
+        "ping -n -c 1 -W 30 {PEER4} && ping -6 -n -c 1 -W 30 {PEER6}"
+    ));
+}
+
+/// What podman's manual offers instead of slirp4netns: the same addresses; and `-m 1500` for those who want that.
 fn podman_man_page_example() {
     need("dig");
     let w = World::direct();
     dns(&w.peer, DNS4);
-    let ns = podman_namespace();
-    call(
-        &w,
-        "pasta --config-net -I tap0 --ipv4-only -a 10.0.2.0 -n 24 -g 10.0.2.2 --dns-forward 10.0.2.3 --no-ndp --no-dhcpv6 --no-dhcp -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2",
-        &ns.path(),
-    );
-    usable(&ns);
-    assert!(
-        ns.sh("dig +short @10.0.2.3 www.example.org")
-            .contains("192.0.2.80")
-    );
-    ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
-}
-
-/// Rootless bridge networks: a PID file, checked with kill(pid, 0), then SIGTERM.
-fn podman_rootless_netns() {
-    let w = World::direct();
-    let ns = podman_namespace();
-    for _ in 0..2 {
+    for mtu in ["", "-m 1500 "] {
+        let ns = podman_namespace();
         call(
             &w,
-            &PODMAN.replace(
-                "--config-net",
-                "--config-net --pid /run/t/rootless-netns-conn.pid",
+            &format!(
+                "pasta --config-net -I tap0 --ipv4-only -a 10.0.2.0 -n 24 -g 10.0.2.2 --dns-forward 10.0.2.3 {mtu}--no-ndp --no-dhcpv6 --no-dhcp -t none -u none -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2"
             ),
             &ns.path(),
         );
-        let pid: i32 = fs::read_to_string("/run/t/rootless-netns-conn.pid")
-            .expect("a PID file")
-            .trim()
-            .parse()
-            .expect("a PID");
-        kill(Pid::from_raw(pid), None).expect("it is running");
         usable(&ns);
-        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is running");
+        assert!(
+            ns.sh("dig +short @10.0.2.3 www.example.org")
+                .contains("192.0.2.80")
+        );
+        let link = ns.sh("ip link show tap0");
+        let mtu = if mtu.is_empty() {
+            "mtu 65520"
+        } else {
+            "mtu 1500"
+        };
+        assert!(link.contains(mtu), "{link}");
+        ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
+        Netns::retire(&ns.name);
         nothing_left();
     }
+}
+
+/// Rootless bridge networks: a PID file, checked with kill(pid, 0); a new pasta in the old namespace when that one is
+/// dead; in the end umount, unlink, SIGTERM and `rm -rf`.
+fn podman_rootless_netns() {
+    let w = World::direct();
+    let dir = "/run/netns/containers/networks/rootless-netns";
+    fs::create_dir_all(dir).expect("tmpfs");
+    let ns = Netns::new("containers/networks/rootless-netns/rootless-netns");
+    let file = format!("{dir}/rootless-netns-conn.pid");
+    let line = PODMAN.replace("--config-net", &format!("--config-net --pid {file}"));
+    let pid = || {
+        let text = fs::read_to_string(&file).expect("a PID file");
+        Pid::from_raw(text.trim().parse().expect("a PID"))
+    };
+    for _ in 0..3 {
+        call(&w, &line, &ns.path());
+        kill(pid(), None).expect("it is running");
+        usable(&ns);
+        ns.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
+        kill(pid(), Signal::SIGTERM).expect("it is running");
+        nothing_left();
+    }
+    call(&w, &line, &ns.path());
+    let pid = pid();
+    Netns::retire(&ns.name);
+    kill(pid, Signal::SIGTERM).ok(); // it may have gone already
+    fs::remove_dir_all(dir).expect("nothing keeps it busy");
+    nothing_left();
 }
 
 /// `podman restart`: the next one starts while the last one is still noticing.
@@ -291,182 +397,5 @@ fn buildah() {
     );
     kill(Pid::from_raw(holder.id()), Signal::SIGKILL).expect("it runs");
     holder.finish(SOON);
-    nothing_left();
-}
-
-/// A child of rootlesskit: own user, network and mount namespaces; the words to run something in it.
-fn child(ns: &Netns, prepare: &str) -> (crate::exec::Running, String) {
-    let running = ns.start_command(shell(&format!(
-        "exec unshare -Urnm sh -c '{prepare}; echo ok >up; exec sleep 1000'"
-    )));
-    assert!(
-        poll_until(SOON, || fs::exists("/run/t/up").unwrap_or(false)),
-        "unshare does not start"
-    );
-    let inside = format!(
-        "nsenter -t {} -U -n -m --preserve-credentials",
-        running.id()
-    );
-    (running, inside)
-}
-
-/// Up to 2.2: foreground, a tap that exists, no --config-net; the child configures it by itself.
-fn rootlesskit_2() {
-    need("curl");
-    let w = World::direct();
-    http(&w.peer, (PEER4, 80));
-    let (running, inside) = child(
-        &w.host,
-        "ip link set lo up; ip tuntap add name tap0 mode tap; ip link set tap0 up",
-    );
-    let pid = running.id().to_string();
-    let pasta = w.start_pasta(&[
-        "--foreground",
-        "--stderr",
-        "--ns-ifname=tap0",
-        "--mtu=65520",
-        "--no-dhcp",
-        "--no-ra",
-        "--address=10.0.2.100",
-        "--netmask=24",
-        "--gateway=10.0.2.2",
-        "--dns-forward=10.0.2.3",
-        "--no-map-gw",
-        "--ipv4-only",
-        "--tcp-ports=none",
-        "--udp-ports=none",
-        &pid,
-    ]);
-    w.host.sh(&format!("{inside} sh -c 'ip addr add 10.0.2.100/24 dev tap0; ip link set tap0 mtu 65520; ip route add default via 10.0.2.2'"));
-    let fetch = || {
-        w.host
-            .try_sh(&format!(
-                "{inside} curl -sS -m 60 http://{PEER4}/3000 | wc -c"
-            ))
-            .out
-    };
-    assert!(poll_until(SOON, || fetch() == "3000\n"), "not connected");
-    kill(Pid::from_raw(pasta.id()), Signal::SIGKILL).expect("it runs");
-    pasta.finish(SOON);
-    assert!(w.host.sh(&format!("{inside} ip link")).contains("tap0"));
-    assert!(
-        poll_until(SOON, || processes() == [running.id()]),
-        "left behind: {:?}",
-        processes()
-    );
-    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
-    running.finish(SOON);
-}
-
-const ROOTLESSKIT_3: &str = "pasta --stderr --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 --gateway=10.0.2.2 --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=none --udp-ports=none --host-lo-to-ns-lo";
-
-#[track_caller]
-fn start_3(w: &World, target: &str) {
-    let line = ROOTLESSKIT_3.replace("pasta ", &format!("{PASTA} "));
-    w.host.sh(&format!("{PASTA} --version >/dev/null; {PASTA} --host-lo-to-ns-lo --version >/dev/null; {line} {target} >out 2>&1"));
-}
-
-fn rootlesskit_3() {
-    need("curl");
-    let w = World::direct();
-    http(&w.peer, (PEER4, 80));
-    let (running, inside) = child(&w.host, "true");
-    start_3(&w, &running.id().to_string());
-    let seen = w.host.sh(&format!("{inside} sh -c 'ip link set lo up; ip addr; ip route; curl -sS -m 60 http://{PEER4}/3000 | wc -c'"));
-    for part in [
-        "tap0: ",
-        "inet 10.0.2.100/24",
-        "default via 10.0.2.2",
-        "mtu 65520",
-        "\n3000\n",
-    ] {
-        assert!(seen.contains(part), "`{part}` is not in:\n{seen}");
-    }
-    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
-    running.finish(SOON);
-    nothing_left();
-}
-
-/// --port-driver=implicit: what listens inside, on loopback or not, is found on the host's loopback.
-fn rootlesskit_implicit_ports() {
-    let w = World::direct();
-    let (running, _) = child(&w.host, "true");
-    let line = ROOTLESSKIT_3
-        .replace("pasta ", &format!("{PASTA} "))
-        .replace("ports=none", "ports=auto");
-    w.host.sh(&format!("{line} {} >out 2>&1", running.id()));
-    let ns = Netns::of(running.id());
-    let servers = [
-        Server::tcp(&ns, ("127.0.0.1", 8080)),
-        Server::udp(&ns, ("127.0.0.1", 8080)),
-    ];
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
-        reachable_within(SOON, protocol, &w.host, ("127.0.0.1", 8080));
-    }
-    drop((servers, ns));
-    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
-    running.finish(SOON);
-}
-
-/// --detach-netns: a namespace on a path in the child's mount namespace.
-fn rootlesskit_detached_netns() {
-    need("curl");
-    let w = World::direct();
-    http(&w.peer, (PEER4, 80));
-    let (running, inside) = child(
-        &w.host,
-        "mount -t tmpfs none /tmp; touch /tmp/netns; unshare -n mount --bind /proc/self/ns/net /tmp/netns",
-    );
-    let root = format!("/proc/{}", running.id());
-    start_3(
-        &w,
-        &format!("--userns={root}/ns/user --netns={root}/root/tmp/netns"),
-    );
-    let seen = w.host.sh(&format!(
-        "{inside} nsenter --net=/tmp/netns curl -sS -m 60 http://{PEER4}/3000 | wc -c"
-    ));
-    assert_eq!(seen, "3000\n");
-    w.host.sh(&format!(
-        "{inside} sh -c 'umount -l /tmp/netns && rm /tmp/netns'"
-    ));
-    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
-    running.finish(SOON);
-    nothing_left();
-}
-
-/// The real thing: caller and child without any privilege outside.
-fn rootlesskit_as_user() {
-    use std::os::unix::process::CommandExt;
-    need("curl");
-    need_tap_for_users();
-    let w = World::direct();
-    http(&w.peer, (PEER4, 80));
-    fs::create_dir("/run/t/user").expect("tmpfs");
-    std::os::unix::fs::chown("/run/t/user", Some(4242), Some(4242)).expect("chown");
-    let user = |script: &str| {
-        let mut command = shell(script);
-        command.uid(4242).gid(4242).current_dir("/run/t/user");
-        spawn(command)
-    };
-    let running = user("exec unshare -Urnm sh -c 'echo ok >up; exec sleep 1000'");
-    assert!(
-        poll_until(SOON, || fs::exists("/run/t/user/up").unwrap_or(false)),
-        "unshare does not start"
-    );
-    let line = ROOTLESSKIT_3.replace("pasta ", &format!("{PASTA} "));
-    user(&format!("{line} {} >out 2>&1", running.id()))
-        .finish(SOON)
-        .ok();
-    let inside = format!("nsenter -t {} -U -n --preserve-credentials", running.id());
-    assert_eq!(
-        user(&format!(
-            "{inside} curl -sS -m 60 http://{PEER4}/3000 | wc -c"
-        ))
-        .finish(SOON)
-        .ok(),
-        "3000\n"
-    );
-    kill(Pid::from_raw(running.id()), Signal::SIGKILL).expect("it runs");
-    running.finish(SOON);
     nothing_left();
 }

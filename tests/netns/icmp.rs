@@ -24,13 +24,13 @@ tests![
 fn ping4() {
     let w = World::direct();
     w.guest(&[])
-        .sh(&format!("ping -n -c 3 -i 0.1 -W 30 {PEER4}"));
+        .sh(&format!("ping -n -c 3 -i 0.1 -w 30 {PEER4}"));
 }
 
 fn ping6() {
     let w = World::direct();
     w.guest(&[])
-        .sh(&format!("ping -6 -n -c 3 -i 0.1 -W 30 {PEER6}"));
+        .sh(&format!("ping -6 -n -c 3 -i 0.1 -w 30 {PEER6}"));
 }
 
 fn ping_large() {
@@ -58,7 +58,7 @@ fn ping_many() {
     let all: Vec<_> = (0..20)
         .map(|i| {
             g.start(&format!(
-                "ping -n -c 20 -i 0.01 -W 30 {}",
+                "ping -n -c 20 -i 0.01 -w 30 {}",
                 if i % 2 == 0 { PEER4 } else { PEER6 }
             ))
         })

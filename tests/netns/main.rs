@@ -25,6 +25,9 @@
 )]
 
 mod auto;
+mod client_addresses;
+mod client_errors;
+mod client_life;
 mod clients;
 mod config;
 mod control;
@@ -45,6 +48,7 @@ mod options;
 mod ports;
 mod prompt;
 mod reach;
+mod rootlesskit;
 mod servers;
 mod splice;
 mod tcp;
@@ -56,6 +60,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     harness::main(&[
         ("auto", auto::TESTS),
+        ("client_addresses", client_addresses::TESTS),
+        ("client_errors", client_errors::TESTS),
+        ("client_life", client_life::TESTS),
         ("clients", clients::TESTS),
         ("config", config::TESTS),
         ("control", control::TESTS),
@@ -71,6 +78,7 @@ fn main() -> ExitCode {
         ("observe", observe::TESTS),
         ("ports", ports::TESTS),
         ("prompt", prompt::TESTS),
+        ("rootlesskit", rootlesskit::TESTS),
         ("splice", splice::TESTS),
         ("tcp", tcp::TESTS),
         ("udp", udp::TESTS),

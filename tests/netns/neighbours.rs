@@ -44,7 +44,7 @@ fn world() -> World {
 /// Make the host look for its neighbour.
 fn meet(w: &World) {
     w.host.sh(&format!(
-        "ping -n -c 1 -W 30 {NEAR4}; ping -6 -n -c 1 -W 30 {NEAR6}"
+        "ping -n -c 1 -w 30 {NEAR4}; ping -6 -n -c 1 -w 30 {NEAR6}"
     ));
 }
 
@@ -215,7 +215,7 @@ fn gateway_that_is_not_mapped() {
         finds(&g, address, FIRST);
     }
     g.sh(&format!(
-        "ping -n -c 1 -W 30 {GATEWAY4}; ping -6 -n -c 1 -W 30 {GATEWAY6}"
+        "ping -n -c 1 -w 30 {GATEWAY4}; ping -6 -n -c 1 -w 30 {GATEWAY6}"
     ));
 }
 
@@ -227,7 +227,7 @@ fn sender_of_frames() {
         echo(&w.peer, (NEAR4, 1000));
         echo(&w.peer, (PEER4, 1000));
         meet(&w);
-        w.host.sh(&format!("ping -n -c 1 -W 30 {GATEWAY4}"));
+        w.host.sh(&format!("ping -n -c 1 -w 30 {GATEWAY4}"));
         let g = w.guest(options);
         finds(&g, NEAR4, FIRST);
         finds(&g, GATEWAY4, beyond);
@@ -306,5 +306,5 @@ fn many() {
         asks(&g, NEAR4) == SECOND
     };
     assert!(poll_until(SOON, known_when_heard_of), "nobody new is known");
-    g.sh(&format!("ping -n -c 1 -W 30 {PEER4}"));
+    g.sh(&format!("ping -n -c 1 -w 30 {PEER4}"));
 }

@@ -66,7 +66,7 @@ fn capture() {
     let w = World::direct();
     echo(&w.peer, (PEER4, 1000));
     let g = w.guest(&["-p", "/run/t/cap", "-m", "1500"]);
-    g.sh(&format!("ping -n -c 5 -i 0.01 -W 30 {PEER4}"));
+    g.sh(&format!("ping -n -c 5 -i 0.01 -w 30 {PEER4}"));
     let mut stream = g.connect((PEER4, 1000));
     let data = vec![b'x'; 10_000];
     std::io::Write::write_all(&mut stream, &data).expect("send");
@@ -89,7 +89,7 @@ fn capture_of_a_command() {
     let w = World::direct();
     w.inside(
         &["-p", "/run/t/cap"],
-        &format!("ping -n -c 2 -i 0.01 -W 30 {PEER4}"),
+        &format!("ping -n -c 2 -i 0.01 -w 30 {PEER4}"),
     )
     .ok();
     assert_eq!(echo_requests(&frames("/run/t/cap"), 0), 2);
@@ -199,7 +199,7 @@ fn statistics() {
     let text = background_noise(
         &w,
         &["--stats", "1"],
-        &format!("ping -n -c 15 -i 0.1 -W 30 {PEER4}"),
+        &format!("ping -n -c 15 -i 0.1 -w 30 {PEER4}"),
     );
     assert!(
         text.lines()
@@ -303,7 +303,7 @@ fn debug() {
     let w = World::direct();
     let plain = background_noise(&w, &[], "true").lines().count();
     Netns::retire("guest");
-    let text = background_noise(&w, &["-d"], &format!("ping -n -c 3 -i 0.1 -W 30 {PEER4}"));
+    let text = background_noise(&w, &["-d"], &format!("ping -n -c 3 -i 0.1 -w 30 {PEER4}"));
     assert!(
         text.lines().count() > plain,
         "no more than without -d:\n{text}"
@@ -312,14 +312,14 @@ fn debug() {
 
 fn trace() {
     let w = World::direct();
-    let debug = background_noise(&w, &["-d"], &format!("ping -n -c 20 -i 0.01 -W 30 {PEER4}"))
+    let debug = background_noise(&w, &["-d"], &format!("ping -n -c 20 -i 0.01 -w 30 {PEER4}"))
         .lines()
         .count();
     Netns::retire("guest");
     let trace = background_noise(
         &w,
         &["--trace"],
-        &format!("ping -n -c 20 -i 0.01 -W 30 {PEER4}"),
+        &format!("ping -n -c 20 -i 0.01 -w 30 {PEER4}"),
     )
     .lines()
     .count();
