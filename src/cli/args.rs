@@ -86,7 +86,7 @@ pub(super) struct ProcessArgs {
     /// Write the process identifier to this file once everything is ready
     #[arg(short = 'P', long, value_name = "FILE")]
     pub pid: Option<OsString>,
-    /// Use chroot() where pivot_root() cannot work (root on tmpfs or initramfs)
+    /// Accepted for compatibility, has no effect
     #[arg(long)]
     pub chroot_fallback: bool,
     /// Print this help and exit
@@ -107,7 +107,7 @@ pub(super) struct GuestArgs {
     /// Address of the guest, once per IP version [default: the host's]
     #[arg(short, long, value_name = "ADDR[/PREFIX_LEN]")]
     pub address: Vec<String>,
-    /// IPv4 netmask, dotted or as number of bits [default: the host's, or by address class]
+    /// IPv4 netmask, dotted or as number of bits [default: what the class of the address says]
     #[arg(short = 'n', long, value_name = "MASK")]
     pub netmask: Option<String>,
     /// MAC address of the host as the guest sees it [default: 9a:55:9a:55:9a:55]
@@ -224,7 +224,7 @@ pub(super) struct PortArgs {
     /// LIST: N[-M][:[TOADDR/]T[-U]] | ~N[-M] | all | auto ,...
     #[arg(short, long, value_name = "SPEC", verbatim_doc_comment)]
     pub tcp_ports: Vec<String>,
-    /// Forward UDP ports of the host to the guest [default: as for TCP]
+    /// Forward UDP ports of the host to the guest [default: auto in pasta, none in passt]
     #[arg(short, long, value_name = "SPEC")]
     pub udp_ports: Vec<String>,
     /// Forward TCP ports of the namespace's loopback to the host's [default: auto]

@@ -7,7 +7,7 @@ complete -c pasta -s p -l pcap -d 'Record the frames exchanged with guest or nam
 complete -c pasta -s P -l pid -d 'Write the process identifier to this file once everything is ready' -r -F
 complete -c pasta -s m -l mtu -d 'MTU told to the guest, 0: none; also set on the interface by --config-net [default: 65520]' -r -f
 complete -c pasta -s a -l address -d 'Address of the guest, once per IP version [default: the host\'s]' -r -f
-complete -c pasta -s n -l netmask -d 'IPv4 netmask, dotted or as number of bits [default: the host\'s, or by address class]' -r -f
+complete -c pasta -s n -l netmask -d 'IPv4 netmask, dotted or as number of bits [default: what the class of the address says]' -r -f
 complete -c pasta -s M -l mac-addr -d 'MAC address of the host as the guest sees it [default: 9a:55:9a:55:9a:55]' -r -f
 complete -c pasta -s g -l gateway -d 'Default gateway, once per IP version [default: the host\'s]' -r -f
 complete -c pasta -s i -l interface -d 'Host interface that addresses and routes are taken from [default: that of the default route]' -r -f
@@ -23,7 +23,7 @@ complete -c pasta -l fqdn -d 'Fully qualified name told to the guest (DHCP, DHCP
 complete -c pasta -l map-host-loopback -d 'Destination that means the host\'s loopback, or \'none\' [default: the gateway\'s address]' -r -f
 complete -c pasta -l map-guest-addr -d 'Destination that means the host\'s address the guest shares, or \'none\' [default: none]' -r -f
 complete -c pasta -s t -l tcp-ports -d 'Forward TCP ports of the host to the guest [default: auto in pasta, none in passt] SPEC: none | [ADDR][%IFACE]/LIST | LIST, see passt(1) LIST: N[-M][:[TOADDR/]T[-U]] | ~N[-M] | all | auto ,...' -r -f
-complete -c pasta -s u -l udp-ports -d 'Forward UDP ports of the host to the guest [default: as for TCP]' -r -f
+complete -c pasta -s u -l udp-ports -d 'Forward UDP ports of the host to the guest [default: auto in pasta, none in passt]' -r -f
 complete -c pasta -s T -l tcp-ns -d 'Forward TCP ports of the namespace\'s loopback to the host\'s [default: auto]' -r -f
 complete -c pasta -s U -l udp-ns -d 'Forward UDP ports of the namespace\'s loopback to the host\'s [default: auto]' -r -f
 complete -c pasta -s I -l ns-ifname -d 'Name of the interface in the namespace [default: the host\'s, or tap0]' -r -f
@@ -35,7 +35,7 @@ complete -c pasta -l trace -d 'Say even more: every packet; implies --debug'
 complete -c pasta -s q -l quiet -d 'Print warnings and errors only'
 complete -c pasta -s f -l foreground -d 'Do not run in the background'
 complete -c pasta -s e -l stderr -d 'Accepted for compatibility, has no effect'
-complete -c pasta -l chroot-fallback -d 'Use chroot() where pivot_root() cannot work (root on tmpfs or initramfs)'
+complete -c pasta -l chroot-fallback -d 'Accepted for compatibility, has no effect'
 complete -c pasta -s h -l help -d 'Print this help and exit'
 complete -c pasta -l version -d 'Print the version and exit'
 complete -c pasta -s 4 -l ipv4-only -d 'IPv4 only'
