@@ -53,13 +53,14 @@ const DEVICES: [(&str, u64, u64); 8] = [
 /// Where something may be left by mistake.
 const PLACES: [&str; 5] = ["/tmp", "/var/tmp", "/run", "/dev/shm", "/etc"];
 /// What podman keeps for as long as the machine is up, and what is ours.
-const EXPECTED: [&str; 6] = [
+const EXPECTED: [&str; 7] = [
     "/run/t",
     "/run/netns",
     "/run/user/1000/containers",
     "/run/user/1000/libpod",
     "/run/user/1000/crun",
     "/dev/shm/libpod",
+    "/var/tmp/intermediate-mountpoint-1000",
 ];
 /// Programs that belong to a container and end with it.
 const HELPERS: [&str; 6] = [

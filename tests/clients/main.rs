@@ -22,6 +22,9 @@
     reason = "a test process hands its verdict to the runner as its exit status"
 )]
 
+mod bridge;
+mod build;
+mod container;
 mod differences;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/exec.rs"]
@@ -33,6 +36,8 @@ mod machine;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/options.rs"]
 mod options;
+mod podman;
+mod ports;
 mod prepare;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/servers.rs"]
@@ -56,7 +61,13 @@ fn main() -> ExitCode {
         return prepare::and_start_again();
     }
     harness::main_with(
-        &[("smoke", smoke::TESTS)],
+        &[
+            ("smoke", smoke::TESTS),
+            ("podman", podman::TESTS),
+            ("ports", ports::TESTS),
+            ("bridge", bridge::TESTS),
+            ("build", build::TESTS),
+        ],
         Manner {
             limit: |_| LIMIT,
             reaper: true,
