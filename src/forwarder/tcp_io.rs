@@ -218,6 +218,15 @@ fn set_options(fd: &OwnedFd) -> io::Result<()> {
     stream::set_int(fd, SOL_SOCKET, SO_OOBINLINE, 1)
 }
 
+/// What came back before connect(2) did, as from a router in a namespace of this machine: an ICMP error that finds the
+/// socket in use tells nobody, and the kernel goes on trying.
+fn early_error(fd: &OwnedFd) -> io::Result<()> {
+    match stream::take_error(fd)? {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
 /// An end point as the kernel takes it, with a scope for link-local addresses.
 fn scoped(end: Endpoint, scope: u32) -> SocketAddr {
     match end.ip {
@@ -241,7 +250,7 @@ impl Host {
             }
             self.watch(&fd, EDGES, Token::Tcp(id))?;
             match stream::connect(&fd, scoped(to.dst, to.scope)) {
-                Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+                Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => early_error(&fd),
                 other => other,
             }
         };

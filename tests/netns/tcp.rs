@@ -228,6 +228,9 @@ fn unreachable() {
             begun.elapsed()
         );
     }
+    // Here the answer is back before connect(2) is.
+    let retransmitted = w.host.sh("nstat -asz TcpRetransSegs");
+    assert!(retransmitted.contains(" 0 "), "{retransmitted}");
 }
 
 /// Nobody answers: the guest hears nothing, or that the host's kernel gave up, but nothing that is not so.
