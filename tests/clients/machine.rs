@@ -24,7 +24,7 @@ use nix::unistd::{chown, mkdtemp, pivot_root};
 
 use crate::exec::{Output, Running, SOON, alive, poll_until};
 use crate::harness::{DIR, PASTA, skip};
-use crate::prepare::{CGROUP, LAYER, PROGRAM, ROOT, UNDER_TEST};
+use crate::prepare::{CGROUP, DEB, LAYER, PROGRAM, ROOT, UNDER_TEST};
 use crate::service;
 use crate::world::{DNS4, DNS6, GATEWAY4, GATEWAY6, HOST4, HOST6, PEER4, PEER6, World};
 
@@ -35,6 +35,9 @@ pub const HOME: &str = "/home/user";
 pub const RUNTIME_DIR: &str = "/run/user/1000";
 /// The bound of a script: podman has thirty of them at a time to start, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Our package, if that is what is under test.
+pub const PACKAGE: &str = "/run/t/package.deb";
 
 const NONE: Option<&str> = None;
 const STORE: &str = "/run/t/store";
@@ -352,6 +355,9 @@ fn enter(made: &str) {
     )
     .unwrap_or_else(|e| panic!("overlay {options}: {e}"));
 
+    if let Ok(package) = std::env::var(DEB) {
+        fs::copy(package, PACKAGE).expect("packaging/deb has printed where it is");
+    }
     fs::create_dir(STORE).expect("tmpfs");
     bind(&format!("{made}/store"), STORE, MsFlags::empty());
     kernel(&root);

@@ -36,6 +36,7 @@ mod machine;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/options.rs"]
 mod options;
+mod package;
 mod podman;
 mod ports;
 mod prepare;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     harness::main_with(
         &[
             ("smoke", smoke::TESTS),
+            ("package", package::TESTS),
             ("podman", podman::TESTS),
             ("ports", ports::TESTS),
             ("bridge", bridge::TESTS),

@@ -19,6 +19,8 @@ use crate::exec::{SOON, poll_until};
 pub const ROOT: &str = "CLIENTS_SUITE_ROOT";
 /// What installing our package changes in the root directory; absent when another program is under test.
 pub const LAYER: &str = "CLIENTS_SUITE_LAYER";
+/// Our package; absent when another program is under test.
+pub const DEB: &str = "CLIENTS_SUITE_DEB";
 /// Where a test may make its control group; absent when that is not possible here.
 pub const CGROUP: &str = "CLIENTS_SUITE_CGROUP";
 /// What is under test: one of the following three.
@@ -62,7 +64,10 @@ pub fn and_start_again() -> ExitCode {
     let made = match &package {
         None => made_by("tests/clients/root", &[]),
         Some(Err(why)) => Err(why.clone()),
-        Some(Ok(package)) => made_by("tests/clients/root", &[package.trim()]),
+        Some(Ok(package)) => {
+            again.env(DEB, package.trim());
+            made_by("tests/clients/root", &[package.trim()])
+        }
     };
     let text = made.unwrap_or_else(|why| why);
     let mut lines = text.lines();
