@@ -25,6 +25,7 @@
 mod bridge;
 mod build;
 mod container;
+mod crowd;
 mod differences;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/exec.rs"]
@@ -32,6 +33,7 @@ mod exec;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/harness.rs"]
 mod harness;
+mod lifecycle;
 mod machine;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/options.rs"]
@@ -69,6 +71,8 @@ fn main() -> ExitCode {
             ("ports", ports::TESTS),
             ("bridge", bridge::TESTS),
             ("build", build::TESTS),
+            ("lifecycle", lifecycle::TESTS),
+            ("crowd", crowd::TESTS),
         ],
         Manner {
             limit: |_| LIMIT,
