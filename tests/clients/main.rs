@@ -27,6 +27,7 @@ mod build;
 mod container;
 mod crowd;
 mod differences;
+mod errors;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/exec.rs"]
 mod exec;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
             ("build", build::TESTS),
             ("lifecycle", lifecycle::TESTS),
             ("crowd", crowd::TESTS),
+            ("errors", errors::TESTS),
         ],
         Manner {
             limit: |_| LIMIT,
