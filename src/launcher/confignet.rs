@@ -7,11 +7,16 @@
 //! is off. So the kernel is asked not to generate one, we add the same address, exempt, and give the
 //! default back; all in the datagram that also brings the links up.
 //!
+//! Even so the kernel leaves one step of an IPv6 address to a work queue: the route that makes it the namespace's own.
+//! Until then whoever connects to it asks the link for it, in vain, so [`apply`] waits for these routes.
+//!
 //! Routes depend on each other in ways only the kernel knows (a gateway may be reached through another
 //! route), so those it refuses are offered again as long as that helps. Behind the tap every neighbour
 //! answers, so a gateway no route leads to is, truthfully, on the link: the last resort is to say so.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::thread;
+use std::time::Duration;
 
 use netlink_packet_core::Emitable;
 use netlink_packet_route::AddressFamily;
@@ -29,7 +34,7 @@ use nix::errno::Errno;
 use super::tap::TapDevice;
 use crate::addr::Mac;
 use crate::config::namespace::{NamespaceSetup, SetupAddress, SetupHop, SetupRoute};
-use crate::netlink::{Batch, NetlinkError, Refusal, Socket};
+use crate::netlink::{self, Batch, NetlinkError, Refusal, Socket};
 use crate::tap::QUEUE_LENGTH;
 
 const RTM_SETLINK: u16 = 19;
@@ -39,6 +44,10 @@ const RTM_NEWROUTE: u16 = 24;
 const LOOPBACK: u32 = 1;
 /// `RTPROT_KERNEL`: a route that came with an address.
 const PROTOCOL_KERNEL: u8 = 2;
+/// How often, and how many times, to look whether the kernel's work queue has done its part. It takes a few
+/// microseconds on an idle machine; a machine that takes seconds has other worries, and gets its container.
+const WORK_QUEUE: Duration = Duration::from_micros(500);
+const WORK_QUEUE_LOOKS: u32 = 10_000;
 /// Largest MTU of a tap: 65535 less an Ethernet header.
 const MTU_MAX: u16 = 65521;
 
@@ -100,7 +109,33 @@ pub fn apply(setup: &NamespaceSetup, tap: &mut TapDevice) -> Result<(), ConfigNe
     }
     if setup.configure {
         routes(&mut socket, setup, tap.index, ipv6_off)?;
+        if !ipv6_off {
+            settle(&mut socket, setup, tap)?;
+        }
     }
+    Ok(())
+}
+
+/// Wait until the IPv6 addresses are the namespace's own.
+fn settle(
+    socket: &mut Socket,
+    setup: &NamespaceSetup,
+    tap: &TapDevice,
+) -> Result<(), NetlinkError> {
+    let added = setup.addresses.iter().filter_map(|a| match a.local {
+        IpAddr::V6(v6) => Some(v6),
+        IpAddr::V4(_) => None,
+    });
+    let mut awaited: Vec<Ipv6Addr> = added.chain([link_local(tap.mac)]).collect();
+    for _ in 0..WORK_QUEUE_LOOKS {
+        let own = netlink::own_ipv6(socket)?;
+        awaited.retain(|a| !own.contains(a));
+        if awaited.is_empty() {
+            return Ok(());
+        }
+        thread::sleep(WORK_QUEUE);
+    }
+    log::warn!("The kernel has not made {awaited:?} its own in the namespace yet");
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! without IPv6 (where asking for IPv6 routes yields everything there is), return more than was asked for,
 //! so every filter is applied here as well.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use netlink_packet_core::{NlasIterator, Parseable};
 use netlink_packet_route::AddressFamily;
@@ -39,6 +39,8 @@ const ETHERNET: u16 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+/// `RT_TABLE_LOCAL` of rtnetlink(7).
+const TABLE_LOCAL: u8 = 255;
 /// `RTM_F_CLONED`: a cache entry, not a route.
 const CLONED: u32 = 0x200;
 
@@ -108,6 +110,37 @@ pub fn link_by_name(socket: &mut Socket, name: &str) -> Result<Link, NetlinkErro
         Err(r) if r.errno == Errno::ENODEV => Err(NetlinkError::NoSuchLink(name.to_owned())),
         Err(r) => listed("one link", Err(r)),
     }
+}
+
+/// The IPv6 addresses that the namespace of `socket` takes for its own when it looks for a way there.
+///
+/// # Errors
+/// [`NetlinkError`] if the kernel refuses to list them.
+pub fn own_ipv6(socket: &mut Socket) -> Result<Vec<Ipv6Addr>, NetlinkError> {
+    let mut request = route_request(AddressFamily::Inet6);
+    request.header.table = TABLE_LOCAL;
+    request.header.kind = RouteType::Local;
+    listed(
+        "local routes",
+        socket.dump(RTM_GETROUTE, &request, parse_own)?,
+    )
+}
+
+fn parse_own(kind: u16, body: &[u8]) -> Option<Ipv6Addr> {
+    let message = RouteMessage::parse(body).ok()?;
+    let header = &message.header;
+    if kind != RTM_NEWROUTE
+        || header.address_family != AddressFamily::Inet6
+        || header.kind != RouteType::Local
+        || header.flags.bits() & CLONED != 0
+        || header.destination_prefix_length != 128
+    {
+        return None;
+    }
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet6(own)) => Some(*own),
+        _ => None,
+    })
 }
 
 fn listed<T>(what: &'static str, answer: Result<T, Refusal>) -> Result<T, NetlinkError> {
@@ -365,6 +398,7 @@ mod tests {
             let _ = parse_link(RTM_NEWLINK, &body);
             let _ = parse_address(RTM_NEWADDR, &body);
             let _ = parse_route(RTM_NEWROUTE, &body, family);
+            let _ = parse_own(RTM_NEWROUTE, &body);
         }
 
         #[test]

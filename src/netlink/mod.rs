@@ -20,7 +20,7 @@ mod socket;
 
 use nix::errno::Errno;
 
-pub use host::{link_by_name, query_host};
+pub use host::{link_by_name, own_ipv6, query_host};
 pub use socket::{Batch, Refusal, Socket};
 
 /// The conversation with the kernel failed as such.

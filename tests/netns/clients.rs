@@ -201,6 +201,9 @@ fn ready_at_exit() {
         call(&w, &line, &ns.path());
         assert!(w.host.sh("ss -Hltn").contains(":8080 "), "not bound");
         assert!(w.host.sh("ss -Hlun").contains(":8080 "), "not bound");
+        // With IPv6 an address is there before it is the namespace's own.
+        let own = ns.sh("ip -6 route show table local type local");
+        assert!(own.contains(&format!("local {HOST6} dev host0")), "{own}");
         let seen = ns.sh("ip -o link; ip -o addr; ip route; ip -6 route");
         for part in [
             "lo: <LOOPBACK,UP,LOWER_UP>",
