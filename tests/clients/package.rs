@@ -10,7 +10,8 @@ use crate::servers::PAGE;
 
 tests![;
     root: in_place_of_the_distributions, manuals, completions, profiles, upgrade_below_a_container,
-        remove_and_purge, back_to_the_distributions,
+        remove_and_purge,
+        found_where_podman_is_told_to_look, back_to_the_distributions,
 ];
 
 const NAMES: [&str; 5] = ["passt", "pasta", "passt4netns", "pesto", "qrap"];
@@ -158,6 +159,21 @@ fn upgrade_below_a_container() {
     m.user("podman restart -t 0 old");
     assert_eq!(m.user("podman exec old curl -sS http://a.name/"), PAGE);
     m.user("podman rm -f -t 0 old");
+    m.clean();
+}
+
+/// A user's own copy, without a package: what README says under "Install".
+fn found_where_podman_is_told_to_look() {
+    let m = told(Machine::with_image());
+    m.user("install -D /usr/bin/passt ~/.local/lib/passt/pasta");
+    m.root("chmod 000 /usr/bin/passt");
+    let there = "export CONTAINERS_HELPER_BINARY_DIR=~/.local/lib/passt";
+    let version = m.user(&format!(
+        "{there}; podman info --format '{{{{.Host.Pasta.Version}}}}'"
+    ));
+    assert_eq!(version.trim(), concat!("pasta ", env!("CARGO_PKG_VERSION")));
+    let run = format!("{there}; podman run --rm $IMAGE curl -sS http://a.name/");
+    assert_eq!(m.user(&run), PAGE);
     m.clean();
 }
 
