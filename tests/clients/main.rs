@@ -48,6 +48,7 @@ mod prepare;
 mod servers;
 mod service;
 mod smoke;
+mod workload;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/world.rs"]
 mod world;
@@ -59,25 +60,40 @@ use harness::Manner;
 
 /// Podman's starts, thirty at a time, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(400);
+/// The group of tests that wait for ten minutes, and what has to be in the environment for it to be there.
+const LONG: &str = "long";
+const LONG_TOO: &str = "CLIENTS_SUITE_LONG";
+const LONG_LIMIT: Duration = Duration::from_secs(1200);
 
 fn main() -> ExitCode {
     if !prepare::done() {
         return prepare::and_start_again();
     }
+    let mut groups = vec![
+        ("smoke", smoke::TESTS),
+        ("package", package::TESTS),
+        ("podman", podman::TESTS),
+        ("ports", ports::TESTS),
+        ("bridge", bridge::TESTS),
+        ("build", build::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("crowd", crowd::TESTS),
+        ("errors", errors::TESTS),
+        ("workload", workload::TESTS),
+    ];
+    if std::env::var_os(LONG_TOO).is_some() {
+        groups.push((LONG, workload::long::TESTS));
+    }
     harness::main_with(
-        &[
-            ("smoke", smoke::TESTS),
-            ("package", package::TESTS),
-            ("podman", podman::TESTS),
-            ("ports", ports::TESTS),
-            ("bridge", bridge::TESTS),
-            ("build", build::TESTS),
-            ("lifecycle", lifecycle::TESTS),
-            ("crowd", crowd::TESTS),
-            ("errors", errors::TESTS),
-        ],
+        &groups,
         Manner {
-            limit: |_| LIMIT,
+            limit: |name| {
+                if name.starts_with(LONG) {
+                    LONG_LIMIT
+                } else {
+                    LIMIT
+                }
+            },
             reaper: true,
         },
     )

@@ -95,6 +95,15 @@ pub fn skip(why: &str) -> ! {
     std::panic::panic_any(Skip(why.to_owned()))
 }
 
+/// What begins a line that is for the report, also when the test passes.
+const NOTE: &str = "note: ";
+
+/// Says something that is worth knowing of a test that passes.
+#[allow(dead_code, reason = "not every suite measures")]
+pub fn note(what: &str) {
+    eprintln!("{NOTE}{what}");
+}
+
 /// Skips unless the program is installed.
 pub fn need(program: &str) {
     let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin"]
@@ -115,7 +124,8 @@ pub fn need_tap_for_users() {
 }
 
 enum Outcome {
-    Passed,
+    /// With its notes.
+    Passed(String),
     Failed(String),
     Skipped(String),
 }
@@ -171,7 +181,7 @@ fn run_all(chosen: &[(String, Test)], known: usize, threads: usize, manner: Mann
                     let begun = Instant::now();
                     let outcome = attempt(name, *test, manner);
                     let word = match &outcome {
-                        Outcome::Passed => "ok".to_owned(),
+                        Outcome::Passed(_) => "ok".to_owned(),
                         Outcome::Failed(_) => "FAILED".to_owned(),
                         Outcome::Skipped(why) => format!("ignored, {why}"),
                     };
@@ -180,6 +190,9 @@ fn run_all(chosen: &[(String, Test)], known: usize, threads: usize, manner: Mann
                         "test {name} ... {word} ({:.2}s)",
                         begun.elapsed().as_secs_f64()
                     );
+                    if let Outcome::Passed(notes) = &outcome {
+                        print!("{notes}");
+                    }
                     outcomes.push((name.clone(), outcome));
                 }
             });
@@ -197,7 +210,7 @@ fn report(outcomes: &[(String, Outcome)], known: usize, chosen: usize, took: Dur
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
     for (name, outcome) in outcomes {
         match outcome {
-            Outcome::Passed => passed += 1,
+            Outcome::Passed(_) => passed += 1,
             Outcome::Failed(output) => {
                 failed += 1;
                 println!("\n---- {name} ----\n{output}");
@@ -240,7 +253,7 @@ fn attempt(name: &str, test: Test, manner: Manner) -> Outcome {
     match supervise(name, test, limit) {
         Err(e) => Outcome::Failed(format!("the test process could not be run: {e}")),
         Ok((status, output)) => match status.and_then(|s| s.code()) {
-            Some(0) => Outcome::Passed,
+            Some(0) => Outcome::Passed(notes(&output)),
             Some(SKIPPED) => Outcome::Skipped(output.lines().last().unwrap_or_default().to_owned()),
             _ => Outcome::Failed(format!(
                 "{output}\n[{}]",
@@ -248,6 +261,11 @@ fn attempt(name: &str, test: Test, manner: Manner) -> Outcome {
             )),
         },
     }
+}
+
+fn notes(output: &str) -> String {
+    let notes = output.lines().filter(|l| l.starts_with(NOTE));
+    notes.map(|l| format!("    {l}\n")).collect()
 }
 
 fn supervise(
