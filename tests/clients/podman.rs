@@ -434,7 +434,7 @@ fn other_modes() {
         &["inet", "host0"],
     );
     m.user("podman run -d --name h --network host $IMAGE sleep 1000000");
-    assert_eq!(m.pastas(), []);
+    assert_eq!(m.pastas(), Vec::<i32>::new());
     assert_eq!(
         m.user(&format!("podman exec h curl -sS http://{WEB4}/")),
         PAGE
@@ -489,7 +489,11 @@ fn user_namespaces() {
 fn pods() {
     let m = Machine::with_image();
     m.user("podman pod create --name pod -p 8310:80 -p 8311:81/udp");
-    assert_eq!(m.pastas(), [], "nothing runs before its first container");
+    assert_eq!(
+        m.pastas(),
+        Vec::<i32>::new(),
+        "nothing runs before its first container"
+    );
     let a = Container::run(&m, "a", "--pod pod");
     let b = Container::run(&m, "b", "--pod pod");
     a.tell((HOST4, 80));
