@@ -18,7 +18,7 @@ pub mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,8 @@ pub struct Config {
     pub v4: Option<V4>,
     /// IPv6 side; `None`: the family is off.
     pub v6: Option<V6>,
+    /// Every address the guest has from the beginning (`--config-net`): the two above and copies of the host's others.
+    pub given: Vec<IpAddr>,
     /// What to carry and which services to offer.
     pub services: Services,
     /// The way round the tap.

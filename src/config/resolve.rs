@@ -179,6 +179,11 @@ pub fn resolve(
     Ok(Resolved {
         config: Config {
             search: dns::search(&resolvers),
+            given: if netns.configure {
+                netns.addresses.iter().map(|a| a.local).collect()
+            } else {
+                Vec::new()
+            },
             ..config(options, mtu, (v4, v6), services)
         },
         netns,
@@ -205,6 +210,7 @@ fn config(
         mtu,
         v4,
         v6,
+        given: Vec::new(),
         services,
         splice: Splice {
             inbound: options.mode == Mode::Pasta && !options.no_splice,

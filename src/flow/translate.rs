@@ -347,6 +347,7 @@ pub(crate) mod tests {
                 outbound_if: None,
                 outbound_scope: 3,
             }),
+            given: Vec::new(),
             services: Services {
                 tcp: true,
                 udp: true,

@@ -51,6 +51,7 @@ pub fn config() -> Config {
         mtu: 65520,
         v4: Some(v4),
         v6: Some(v6),
+        given: Vec::new(),
         services: Services {
             tcp: true,
             udp: true,

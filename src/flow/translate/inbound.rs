@@ -119,7 +119,7 @@ fn splice_in(
                 loopback_like(peer)
             }
         }
-        None => guest_address(cfg, seen, peer)?,
+        None => public_address(cfg, seen, peer)?,
     };
     // Somebody who uses 127.0.0.2 wants to be told apart.
     let source = Some(peer).filter(|ip| to.is_loopback() && *ip != IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -127,6 +127,28 @@ fn splice_in(
         to: Endpoint::new(to, forward.port),
         source,
     })
+}
+
+/// Where the bypass ends without a target: the guest's public address, of the other family if it has none of the peer's.
+///
+/// "localhost" is ::1 first on hosts that have no other IPv6 address, and then neither has the guest.
+fn public_address(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Drop> {
+    // A link-local address is none that a socket could connect to without saying where.
+    let public = |like| {
+        guest_address(cfg, seen, like)
+            .ok()
+            .filter(|found| match found {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+            })
+    };
+    let other = match peer {
+        IpAddr::V4(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
+    public(peer)
+        .or_else(|| public(other))
+        .ok_or(Drop::BadDestination)
 }
 
 const fn loopback_like(ip: IpAddr) -> IpAddr {
@@ -154,7 +176,7 @@ fn inbound_source(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Dro
     match peer {
         IpAddr::V4(ip) => {
             let v4 = cfg.v4.as_ref().ok_or(Drop::Disabled)?;
-            let own = ip == v4.addr || seen.v4 == Some(ip);
+            let own = ip == v4.addr || seen.v4 == Some(ip) || cfg.given.contains(&peer);
             let mapped = mapped_v4(v4, ip);
             if ip.is_loopback() || ip.is_unspecified() || own {
                 let shown = mapped.or(v4.our_addr).or(v4.gateway);
@@ -165,7 +187,8 @@ fn inbound_source(cfg: &Config, seen: &Seen, peer: IpAddr) -> Result<IpAddr, Dro
         }
         IpAddr::V6(ip) => {
             let v6 = cfg.v6.as_ref().ok_or(Drop::Disabled)?;
-            let own = Some(ip) == v6.addr || seen.v6 == Some(ip) || seen.link_local == Some(ip);
+            let learnt = seen.v6 == Some(ip) || seen.link_local == Some(ip);
+            let own = Some(ip) == v6.addr || learnt || cfg.given.contains(&peer);
             let mapped = mapped_v6(v6, ip);
             if ip.is_loopback() || ip.is_unspecified() || own {
                 Ok(mapped.or(v6.gateway).unwrap_or(v6.our_link_local).into())
@@ -260,6 +283,16 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_of_any_of_the_hosts_addresses_is_no_source() {
+        let mut cfg = no_splice();
+        cfg.given = ["192.0.2.77", "2001:db8::77"].map(ip).into();
+        let sees = |peer| tap(&cfg, &Seen::default(), None, peer).map(|(_, source)| source);
+        assert_eq!(sees("192.0.2.77").as_deref(), Ok("192.0.2.1"));
+        assert_eq!(sees("2001:db8::77").as_deref(), Ok("fe80::1"));
+        assert_eq!(sees("192.0.2.78").as_deref(), Ok("192.0.2.78"));
+    }
+
+    #[test]
     fn without_mappings_what_is_ours_comes_from_the_gateway_or_is_refused() {
         let mut cfg = no_splice();
         if let (Some(v4), Some(v6)) = (&mut cfg.v4, &mut cfg.v6) {
@@ -344,6 +377,12 @@ mod tests {
         };
         assert_eq!(go(&cfg, "127.0.0.1", "127.0.0.1"), splice(GUEST, None));
         assert_eq!(go(&cfg, "::1", "::1"), splice("2001:db8::10", None));
+        // Without an IPv6 address, and without IPv6, ::1 is still a way to somebody who listens at IPv4.
+        cfg.v6.as_mut().expect("IPv6").addr = None;
+        assert_eq!(go(&cfg, "::1", "::1"), splice(GUEST, None));
+        let v6 = cfg.v6.take();
+        assert_eq!(go(&cfg, "::1", "::1"), splice(GUEST, None));
+        cfg.v6 = v6;
         cfg.splice.to_loopback = true;
         assert_eq!(
             go(&cfg, "127.0.0.1", "127.0.0.1"),
