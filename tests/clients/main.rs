@@ -34,6 +34,7 @@ mod exec;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/harness.rs"]
 mod harness;
+mod hosts;
 mod lifecycle;
 mod machine;
 #[allow(dead_code, reason = "shared with the namespace suite")]
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         ("ports", ports::TESTS),
         ("bridge", bridge::TESTS),
         ("build", build::TESTS),
+        ("hosts", hosts::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("crowd", crowd::TESTS),
         ("errors", errors::TESTS),
