@@ -24,6 +24,7 @@
 
 mod bridge;
 mod build;
+mod buildah;
 mod container;
 mod crowd;
 mod differences;
@@ -44,6 +45,7 @@ mod package;
 mod podman;
 mod ports;
 mod prepare;
+mod rootlesskit;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/servers.rs"]
 mod servers;
@@ -77,6 +79,8 @@ fn main() -> ExitCode {
         ("ports", ports::TESTS),
         ("bridge", bridge::TESTS),
         ("build", build::TESTS),
+        ("buildah", buildah::TESTS),
+        ("rootlesskit", rootlesskit::TESTS),
         ("hosts", hosts::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("crowd", crowd::TESTS),
