@@ -5,8 +5,11 @@
 //! pages are the mdoc sources. Limits are tried out: the last value that is taken and the first that is not.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::{Command, Stdio};
+
+use passt::cli::Invocation;
 
 /// One program's options: each name with what is said of it.
 type Said = BTreeMap<String, String>;
@@ -167,6 +170,50 @@ fn limits_are_those_of_the_program() {
         assert!(refused("pasta", option, &first), "{option} {first}");
     }
     assert!(pages["--socket"].contains("107"));
+}
+
+/// The command lines of ours that a text shows: whole words behind a prompt, in the order they are typed.
+fn shown(text: &str) -> Vec<Vec<String>> {
+    let lines = text.replace("\\e\n", "").replace("\\\n", "");
+    lines
+        .lines()
+        .filter_map(|line| line.trim_start_matches(".Dl ").strip_prefix("$ "))
+        .filter_map(|line| line.split('#').next())
+        .map(|line| {
+            let words = line.split_whitespace().filter(|word| *word != "&");
+            words.map(str::to_owned).collect::<Vec<_>>()
+        })
+        .filter(|words| ["passt", "pasta", "pesto"].contains(&words[0].as_str()))
+        .collect()
+}
+
+#[test]
+fn examples_are_accepted() {
+    let mut tried = 0;
+    for file in ["man/passt.1", "man/pesto.1", "man/qrap.1", "README.md"] {
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).expect("a file of the tree");
+        for words in shown(&text) {
+            tried += 1;
+            if words[0] == "pesto" {
+                let output = Command::new(binary("pesto"))
+                    .args(&words[1..words.len() - 1])
+                    .arg("/nonexistent/socket")
+                    .output()
+                    .expect("it runs");
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(said.contains("/nonexistent/socket"), "{words:?}: {said}");
+                continue;
+            }
+            let line: Vec<OsString> = words.iter().map(OsString::from).collect();
+            let parsed = passt::cli::parse(&line);
+            assert!(
+                matches!(parsed, Ok(Invocation::Run(_))),
+                "{words:?}: {parsed:?}"
+            );
+        }
+    }
+    assert!(tried > 10, "{tried}");
 }
 
 #[test]
