@@ -3,7 +3,7 @@
 //! The tap cannot tell: it keeps the namespace alive and stays writable. So the watch is on what names
 //! the namespace. A path in an ordinary file system is watched through its directory by inotify; a path in
 //! procfs, and a PID, through the process's pidfd. Where neither can be had, the name is looked
-//! up once a second through a descriptor of its directory.
+//! up ten times a second through a descriptor of its directory.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,8 +36,10 @@ pub enum Watch {
     },
 }
 
-/// How often a name is looked up.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often a name is looked up. A user with many containers has no inotify instance left (the kernel's limit is 128, and
+/// conmon has some of them too), and `podman restart` wants our ports back well within the time that a start waits for
+/// ports.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 impl Watch {
     /// Events a [`Watch::Directory`] needs.

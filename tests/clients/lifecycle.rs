@@ -22,7 +22,8 @@ use crate::machine::{Machine, RUNTIME_DIR};
 use crate::world::{HOST4, HOST6, Netns};
 
 tests![; root: restart_under_load, stop_start_pause, container_killed, restart_policy, conmon_killed, pasta_killed,
-    podman_killed, exits_by_itself, stop_and_start_at_once, exec_and_attach, wide_ranges];
+    podman_killed, exits_by_itself, stop_and_start_at_once, exec_and_attach, wide_ranges,
+    without_inotify];
 
 /// Until a container answers: a start on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -394,5 +395,19 @@ fn wide_ranges() {
         reachable(&m, "c");
         expect_instances(&m, 1);
     }
+    remove(&m, "c");
+}
+
+/// A user with some fifty containers has no inotify instances left; pasta notices the end of one all the same.
+fn without_inotify() {
+    let m = Machine::with_image();
+    m.user("podman unshare sh -c 'echo 0 >/proc/sys/user/max_inotify_instances'");
+    run(&m, "c", PUBLISHED);
+    for _ in 0..5 {
+        reachable(&m, "c");
+        m.user("podman restart -t 0 c");
+        expect_instances(&m, 1);
+    }
+    reachable(&m, "c");
     remove(&m, "c");
 }
