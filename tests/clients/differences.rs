@@ -6,15 +6,20 @@ use crate::prepare::{DISTRIBUTION, UNDER_TEST};
 
 /// Test name, and why it is not asked of the distribution's program.
 const TABLE: &[(&str, &str)] = &[
-    (
-        "podman::pod_restart",
-        "at a restart it may find its own predecessor still at the port, and gives up",
-    ),
+    ("podman::pod_restart", PREDECESSOR),
+    ("lifecycle::restart_under_load", PREDECESSOR),
+    ("lifecycle::restart_policy", PREDECESSOR),
+    ("lifecycle::wide_ranges", PREDECESSOR),
+    ("lifecycle::without_inotify", PREDECESSOR),
+    ("crowd::restart_all", PREDECESSOR),
     (
         "hosts::several_addresses",
         "a client that uses the host's second IPv6 address is shown to the container by that address, its own",
     ),
 ];
+
+const PREDECESSOR: &str =
+    "at a restart it may find its own predecessor still at the port, and gives up";
 
 /// Is the program under test the distribution's?
 pub fn established() -> bool {

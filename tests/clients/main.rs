@@ -36,6 +36,7 @@ mod exec;
 #[path = "../netns/harness.rs"]
 mod harness;
 mod hosts;
+mod leftovers;
 mod lifecycle;
 mod machine;
 #[allow(dead_code, reason = "shared with the namespace suite")]
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         ("rootlesskit", rootlesskit::TESTS),
         ("hosts", hosts::TESTS),
         ("lifecycle", lifecycle::TESTS),
+        ("leftovers", leftovers::TESTS),
         ("crowd", crowd::TESTS),
         ("errors", errors::TESTS),
         ("workload", workload::TESTS),
