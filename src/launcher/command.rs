@@ -137,7 +137,9 @@ fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
     }
     part_mounts().map_err(|e| failed("make mounts private", &e.desc()))?;
     if !plan.no_pidns {
-        mount_proc().map_err(|e| failed("mount /proc in the new pid namespace", &e.desc()))?;
+        // In a container parts of /proc are hidden, and a new one, which would show them, is refused.
+        let what = "mount /proc in the new pid namespace";
+        let _ = mount_proc().map_err(|e| say(&failed(what, &e.desc())));
     }
     // Whether groups may use ping sockets is a convenience; where it cannot be set, ping needs privilege.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0");
@@ -150,7 +152,8 @@ fn prepare(plan: &Plan<'_>, socket: &mut File) -> Result<bool, String> {
     }
     if !name.is_empty() {
         let name = OsString::from_vec(name);
-        sethostname(&name).map_err(|e| failed("set the host name", &e.desc()))?;
+        // Seccomp filters of containers may forbid that to all but real root.
+        let _ = sethostname(&name).map_err(|e| say(&failed("set the host name", &e.desc())));
     }
     Ok(socket.read_exact(&mut byte).is_ok())
 }

@@ -20,6 +20,7 @@ tests![; root:
     namespace_gone,
     second_instance,
     no_more_user_namespaces,
+    in_a_container,
     user_namespaces_forbidden,
 ];
 
@@ -275,24 +276,61 @@ fn no_more_user_namespaces() {
     works(&m);
 }
 
-/// In a container, where user namespaces are forbidden to all but those who have all capabilities.
-fn user_namespaces_forbidden() {
+/// The program itself in a container, which has all it needs to work.
+#[track_caller]
+fn contained(m: &Machine, options: &str, command: &str) -> Output {
+    m.try_user(&format!(
+        "libraries=$(ldd /usr/bin/pasta | awk '$3 ~ /^\\// {{ printf \" -v %s:%s:ro\", $3, $3 }}')
+         exec podman run --rm -v /usr/bin/pasta:/usr/bin/pasta:ro $libraries --device /dev/net/tun {options} $IMAGE pasta -q --config-net -- {command}"
+    ))
+}
+
+/// It may not have a /proc of its own there, nor another host name; that is no reason not to run.
+fn in_a_container() {
     let m = Machine::with_image();
-    let run = |options: &str, command: &str| {
-        m.try_user(&format!(
-            "libraries=$(ldd /usr/bin/pasta | awk '$3 ~ /^\\// {{ printf \" -v %s:%s:ro\", $3, $3 }}')
-             exec podman run --rm -v /usr/bin/pasta:/usr/bin/pasta:ro $libraries --device /dev/net/tun {options} $IMAGE pasta --config-net -- {command}"
-        ))
-    };
-    let denied = run("", "true");
-    assert_eq!(denied.code, 1, "{}", denied.both());
-    assert!(
-        denied.err.contains("Operation not permitted"),
-        "{}",
-        denied.err
-    );
-    m.clean();
-    let allowed = run("--privileged", &format!("curl -sS http://{WEB4}/"));
-    assert_eq!(allowed.out, PAGE, "{}", allowed.err);
+    for (options, complaints) in [
+        ("", &["mount", "host"][..]),
+        ("--cap-add sys_admin", &["mount"]),
+        ("--privileged", &[]),
+    ] {
+        let output = contained(&m, options, &format!("curl -sS http://{WEB4}/"));
+        assert_eq!(output.code, 0, "{options}: {}", output.both());
+        assert_eq!(output.out, PAGE, "{options}: {}", output.err);
+        for complaint in complaints {
+            let said = output.err.to_lowercase().contains(complaint);
+            assert!(said, "`{complaint}` is not in:\n{}", output.err);
+        }
+    }
     m.clean();
 }
+
+/// A container whose filter lets nobody make user namespaces.
+fn user_namespaces_forbidden() {
+    let m = Machine::with_image();
+    m.user(&format!(
+        "cat >filter.json <<'END'\n{NO_USER_NAMESPACES}\nEND"
+    ));
+    let output = contained(&m, "--security-opt seccomp=filter.json", "true");
+    assert_eq!(output.code, 1, "{}", output.both());
+    assert!(
+        output.err.contains("Operation not permitted"),
+        "{}",
+        output.err
+    );
+    m.clean();
+}
+
+const NO_USER_NAMESPACES: &str = r#"{
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [
+        { "names": ["unshare", "setns"], "action": "SCMP_ACT_ERRNO" },
+        { "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38 },
+        {
+            "names": ["clone"],
+            "action": "SCMP_ACT_ERRNO",
+            "args": [
+                { "index": 0, "value": 268435456, "valueTwo": 268435456, "op": "SCMP_CMP_MASKED_EQ" }
+            ]
+        }
+    ]
+}"#;
