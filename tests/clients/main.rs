@@ -28,6 +28,7 @@ mod buildah;
 mod container;
 mod crowd;
 mod differences;
+mod docker;
 mod errors;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/exec.rs"]
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         ("build", build::TESTS),
         ("buildah", buildah::TESTS),
         ("rootlesskit", rootlesskit::TESTS),
+        ("docker", docker::TESTS),
         ("hosts", hosts::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("leftovers", leftovers::TESTS),
