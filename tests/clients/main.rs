@@ -1,4 +1,4 @@
-//! The clients suite: podman, buildah and rootlesskit of Debian sid, and what they make of the program under test.
+//! The clients suite: podman, buildah, rootlesskit and Docker of Debian sid, and what they make of the program under test.
 //!
 //! Such a client decides when pasta is started, as whom, in which namespaces and with which arguments; it waits for
 //! it, reads what it set up, and ends it in a way of its own. Each of that is an agreement that only the client
