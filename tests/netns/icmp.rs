@@ -64,10 +64,9 @@ fn ping_many() {
         })
         .collect();
     for one in all {
-        // Told to wait for the last answers, it sends more while it waits, and counts those, too.
+        // Told to wait for the last answers, it sends more while it waits, and does not wait for theirs.
         let output = one.finish(crate::exec::SOON);
         assert_eq!(output.code, 0, "{}", output.both());
-        assert!(output.out.contains(" 0% packet loss"), "{}", output.out);
     }
 }
 
