@@ -72,10 +72,11 @@ fn against(greeting: Vec<u8>, words: &[&str]) -> (Output, Vec<u8>) {
         // In two pieces, as it pleases the kernel.
         let (head, tail) = greeting.split_at(greeting.len() / 2);
         client.write_all(head).expect("write");
-        client.write_all(tail).expect("write");
+        // A client that has seen enough may have gone by now.
+        let _ = client.write_all(tail);
         let _ = client.shutdown(Shutdown::Write);
         let mut sent = Vec::new();
-        client.read_to_end(&mut sent).expect("read");
+        let _ = client.read_to_end(&mut sent);
         sent
     });
     let path_word = path.to_str().expect("text");

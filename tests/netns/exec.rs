@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long to wait for what works: enough for a machine that is busy with anything but this test.  How long it
 /// may take is another question, and has tests of its own (`prompt.rs`).
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// What a finished program left.
 #[derive(Debug)]

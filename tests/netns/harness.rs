@@ -83,7 +83,7 @@ pub const PASST: &str = "/run/t/bin/passt";
 /// Tests at a time: most of them wait most of the time.
 const THREADS: usize = 3;
 const STAGE: &str = "NETNS_SUITE_STAGE";
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(400);
 const REAPER: &str = "reaper";
 const SKIPPED: i32 = 77;
 const FAILED: i32 = 101;
