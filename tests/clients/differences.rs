@@ -13,6 +13,10 @@ const TABLE: &[(&str, &str)] = &[
     ("lifecycle::without_inotify", PREDECESSOR),
     ("crowd::restart_all", PREDECESSOR),
     (
+        "errors::user_namespaces_forbidden",
+        "root of a container that may not make a namespace of users gets along without one",
+    ),
+    (
         "hosts::several_addresses",
         "a client that uses the host's second IPv6 address is shown to the container by that address, its own",
     ),
