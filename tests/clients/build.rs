@@ -48,7 +48,19 @@ fn networks() {
     let own = format!("inet {HOST4}/24 ");
     build(&m, "--network=pasta", &[&own, FORWARDER, INTERNAL]);
     build(&m, "--network=private", &[&own, FORWARDER, INTERNAL]);
-    build(&m, "--network=host", &[&own]);
+    // The host's network is there without us: what podman would call says that it was.
+    m.user(
+        "mkdir fake && printf '#!/bin/sh\\ntouch asked; exit 1\\n' >fake/pasta && chmod +x fake/pasta",
+    );
+    let fake = "export CONTAINERS_HELPER_BINARY_DIR=$HOME/fake";
+    let text = m.user(&format!(
+        "{fake}; podman build --no-cache --network=host b 2>&1"
+    ));
+    assert!(text.contains(&own), "{text}");
+    m.clean();
+    m.user("test ! -e asked");
+    m.try_user(&format!("{fake}; podman run --rm $IMAGE true"));
+    m.user("test -e asked");
     let options = "--network=pasta:-a,10.1.1.2,-n,24,-g,10.1.1.1,--dns-forward,10.1.1.3";
     build(
         &m,
@@ -61,11 +73,18 @@ fn networks() {
 fn no_network() {
     let m = Machine::with_image();
     context(&m);
-    let output = m.try_user("podman build --no-cache --network=none b");
-    assert_ne!(output.code, 0, "{}", output.both());
-    m.clean();
+    fails(&m, "--network=none", "Failed to connect to 192.0.2.80");
     m.user("printf '%s\\n' \"FROM $IMAGE\" 'RUN curl -sS http://192.0.2.80:1/' >b/Containerfile");
-    let output = m.try_user("podman build --no-cache --network=pasta b");
-    assert_ne!(output.code, 0, "{}", output.both());
+    fails(&m, "--network=pasta", "Failed to connect to 192.0.2.80");
+}
+
+/// The build fails where its command did, for this reason.
+#[track_caller]
+fn fails(m: &Machine, options: &str, reason: &str) {
+    let output = m.try_user(&format!("podman build --no-cache {options} b"));
+    let text = output.both();
+    assert_ne!(output.code, 0, "{text}");
+    let its_own = text.contains(reason) && text.contains("exit status 7");
+    assert!(its_own && !text.contains("pasta failed"), "{text}");
     m.clean();
 }

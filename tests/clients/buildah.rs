@@ -5,7 +5,7 @@
 //! the same ports at once. With `--isolation oci` and networks of its own it asks for the namespace that all bridges
 //! share, which has a PID file.
 
-use crate::container::{FORWARDER, INTERNAL, tcp, tell};
+use crate::container::{FORWARDER, INTERNAL, contains, tcp, tell};
 use crate::differences::established;
 use crate::exec::{Running, SOON, poll_until};
 use crate::harness::tests;
@@ -27,13 +27,6 @@ fn machine() -> Machine {
 #[track_caller]
 fn run_in(m: &Machine, options: &str, script: &str) -> String {
     m.user(&format!("buildah run {options} c sh -c '{script}'"))
-}
-
-#[track_caller]
-fn contains(text: &str, wanted: &[&str]) {
-    for w in wanted {
-        assert!(text.contains(w), "no `{w}` in:\n{text}");
-    }
 }
 
 /// Addresses, routes, names, and the way out, in each isolation that has a network of its own.

@@ -76,6 +76,14 @@ impl Deref for Container<'_> {
     }
 }
 
+/// Each of these is in the text.
+#[track_caller]
+pub fn contains(text: &str, wanted: &[&str]) {
+    for w in wanted {
+        assert!(text.contains(w), "no `{w}` in:\n{text}");
+    }
+}
+
 /// Which address of the server was asked, and which asked, in the server's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {

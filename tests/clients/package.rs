@@ -19,10 +19,10 @@ const STATUS: &str = "dpkg-query -W -f '${db:Status-Status}\n'";
 
 /// A machine with our package, or none of this can be asked.
 fn machine() -> Machine {
-    told(Machine::new())
+    packaged(Machine::new())
 }
 
-fn told(machine: Machine) -> Machine {
+fn packaged(machine: Machine) -> Machine {
     if !std::path::Path::new(PACKAGE).exists() {
         skip("the package is not what is under test");
     }
@@ -142,7 +142,7 @@ fn profiles() {
 
 /// A container goes on while the package is replaced, and can be ended and made anew after.
 fn upgrade_below_a_container() {
-    let m = told(Machine::with_image());
+    let m = packaged(Machine::with_image());
     m.user("podman run -d --name old $IMAGE sleep 1000");
     let running = m.pastas();
     let newer = repack(&m, "9.0");
@@ -164,7 +164,7 @@ fn upgrade_below_a_container() {
 
 /// A user's own copy, without a package: what README says under "Install".
 fn found_where_podman_is_told_to_look() {
-    let m = told(Machine::with_image());
+    let m = packaged(Machine::with_image());
     m.user("install -D /usr/bin/passt ~/.local/lib/passt/pasta");
     m.root("chmod 000 /usr/bin/passt");
     let there = "export CONTAINERS_HELPER_BINARY_DIR=~/.local/lib/passt";
@@ -172,8 +172,15 @@ fn found_where_podman_is_told_to_look() {
         "{there}; podman info --format '{{{{.Host.Pasta.Version}}}}'"
     ));
     assert_eq!(version.trim(), concat!("pasta ", env!("CARGO_PKG_VERSION")));
-    let run = format!("{there}; podman run --rm $IMAGE curl -sS http://a.name/");
-    assert_eq!(m.user(&run), PAGE);
+    let run = "podman run --rm $IMAGE curl -sS http://a.name/";
+    assert_eq!(m.user(&format!("{there}; {run}")), PAGE);
+    // The other way to tell it.
+    assert_ne!(m.try_user(run).code, 0, "not told where");
+    m.user(
+        "mkdir -p .config/containers && printf '[engine]\\nhelper_binaries_dir = [\"%s\", \"/usr/libexec/podman\", \
+         \"/usr/lib/podman\"]\\n' $HOME/.local/lib/passt >.config/containers/containers.conf",
+    );
+    assert_eq!(m.user(run), PAGE);
     m.clean();
 }
 

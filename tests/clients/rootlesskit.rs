@@ -6,7 +6,9 @@
 //! interface and go to the background: their calls are made here word for word, as their parent makes them, around a
 //! child that is made as theirs is.
 
-use crate::container::{tcp, tell, udp};
+use std::time::Duration;
+
+use crate::container::{contains, tcp, tell, udp};
 use crate::exec::{Running, SOON, poll_until};
 use crate::harness::tests;
 use crate::machine::{Machine, PATIENCE};
@@ -15,18 +17,11 @@ use crate::service::{WEB4, WEB6};
 use crate::world::{HOST4, Netns, PEER4};
 
 tests![
-    ; root: connected, host_loopback, shape, detached, implicit_ports, endings, killed_parent, killed_pasta, again,
+    ; root: connected, host_loopback, shape, detached, implicit_ports, no_ports, endings, killed_parent, killed_pasta, again,
     newer, newer_ports, newer_detached, containers_below, without_root_inside
 ];
 
 const KIT: &str = "rootlesskit --net=pasta --copy-up=/etc --copy-up=/run";
-
-#[track_caller]
-fn contains(text: &str, wanted: &[&str]) {
-    for w in wanted {
-        assert!(text.contains(w), "no `{w}` in:\n{text}");
-    }
-}
 
 /// `rootlesskit OPTIONS sh -c SCRIPT`, whose output is what the script prints.
 #[track_caller]
@@ -174,6 +169,24 @@ fn implicit_ports() {
         // A user may not bind it.
         tcp(client, (address, 90)).expect_err("a privileged port");
     }
+    m.root(&format!("kill -9 {pid}"));
+    running.finish(PATIENCE);
+    m.clean();
+}
+
+/// With --port-driver=none nobody gets in, whatever listens inside.
+fn no_ports() {
+    let m = Machine::new();
+    let (running, pid, ns) = idle(&m, "--port-driver=none");
+    up(&ns);
+    tell(&ns, ("0.0.0.0", 8080));
+    // As long as it takes to find a port where ports are looked for.
+    let open = poll_until(Duration::from_secs(3), || {
+        tcp(&m.world.host, ("127.0.0.1", 8080)).is_ok()
+            || tcp(&m.world.peer, (HOST4, 8080)).is_ok()
+            || udp(&m.world.host, ("127.0.0.1", 8080)).is_ok()
+    });
+    assert!(!open, "port 8080 is open");
     m.root(&format!("kill -9 {pid}"));
     running.finish(PATIENCE);
     m.clean();

@@ -12,16 +12,17 @@ use crate::differences::established;
 use crate::exec::{Output, SOON, nothing_left, poll_until, processes};
 use crate::harness::{PASTA, need, tests};
 use crate::reach::{Protocol, Server, closed, reachable_within};
-use crate::servers::{dns, echo};
+use crate::servers::dns;
 use crate::world::{DNS4, GATEWAY4, GATEWAY6, HOST4, HOST6, Netns, PEER4, PEER6, World, accept};
 
 tests![
     podman_run,
     podman_run_options,
+    podman_dns_forward,
     podman_ports,
+    podman_both_protocols,
     ready_at_exit,
     podman_auto_ports,
-    podman_map_gw,
     ports_accumulate,
     later_one_wins,
     one_address_per_family,
@@ -94,19 +95,33 @@ fn podman_run() {
     nothing_left();
 }
 
+/// An option that podman is given; what is seen with it, and what is not.
+const OPTIONS: [(&str, &str, &str); 8] = [
+    ("-4", "inet 198.51.100.1/", "inet6 2001:db8"),
+    ("-6", "inet6 2001:db8:51::1/", "inet 198.51"),
+    ("-m 1280", "mtu 1280", "mtu 65520"),
+    ("-a 192.0.2.1", "inet 192.0.2.1/", "inet 198.51"),
+    ("-a 2001:db8::1", "2001:db8::1/64", "2001:db8:51::1"),
+    (
+        "-a 192.0.2.2 -g 192.0.2.1",
+        "default via 192.0.2.1",
+        GATEWAY4,
+    ),
+    (
+        "-a 2001:db8::2 -g 2001:db8::1",
+        "default via 2001:db8::1 ",
+        GATEWAY6,
+    ),
+    (
+        "-a 192.168.0.2 -g 192.168.0.1 -n 24",
+        "192.168.0.2/24",
+        "inet 198.51",
+    ),
+];
+
 fn podman_run_options() {
     let w = World::direct();
-    for (options, expect) in [
-        ("-4", HOST4),
-        ("-6", "2001:db8:51::1"),
-        ("-m 1280", "mtu 1280"),
-        ("-a 192.0.2.1", "192.0.2.1/"),
-        ("-a 2001:db8::1", "2001:db8::1/64"),
-        ("-a 192.0.2.2 -g 192.0.2.1", "192.0.2.2/"),
-        ("-a 2001:db8::2 -g 2001:db8::1", "2001:db8::2/64"),
-        ("-a 192.168.0.2 -g 192.168.0.1 -n 24", "192.168.0.2/24"),
-        ("--dns-forward 198.51.100.1", HOST4),
-    ] {
+    for (options, expect, not) in OPTIONS {
         let ns = Netns::new("each");
         call(
             &w,
@@ -114,10 +129,10 @@ fn podman_run_options() {
             &ns.path(),
         );
         usable(&ns);
-        let seen = ns.sh("ip addr");
+        let seen = ns.sh("ip addr; ip route; ip -6 route");
         assert!(
-            seen.contains(expect),
-            "{options}: `{expect}` is not in:\n{seen}"
+            seen.contains(expect) && !seen.contains(not),
+            "{options}: `{expect}`, not `{not}`:\n{seen}"
         );
         Netns::retire("each");
         assert!(
@@ -125,6 +140,42 @@ fn podman_run_options() {
             "{options}: it does not go"
         );
     }
+}
+
+/// `--network pasta:--dns-forward,198.51.100.1`, which takes the place of podman's own.
+fn podman_dns_forward() {
+    need("dig");
+    let w = World::direct();
+    dns(&w.peer, DNS4);
+    let ns = podman_namespace();
+    let line = PODMAN.replace("169.254.1.1", "198.51.100.77");
+    call(&w, &line, &ns.path());
+    let dig = |server: &str| {
+        ns.try_sh(&format!(
+            "dig +short +time=30 +tries=1 @{server} www.example.org"
+        ))
+    };
+    assert_eq!(dig("198.51.100.77").out, "192.0.2.80\n");
+    let old = ns.try_sh("dig +short +time=1 +tries=1 @169.254.1.1 www.example.org");
+    assert_ne!(old.code, 0, "{}", old.both());
+}
+
+/// A TCP range and a UDP port in one line.
+fn podman_both_protocols() {
+    let w = World::direct();
+    let ns = podman_namespace();
+    let line = "pasta --config-net -t 8210-8214:9210-9214 -u 127.0.0.1/8220-8220:53-53 --dns-forward 169.254.1.1 -T none -U none --no-map-gw --quiet --netns N --map-guest-addr 169.254.1.2";
+    call(&w, line, &ns.path());
+    let _servers: Vec<Server> = (9210..=9214)
+        .map(|port| Server::tcp(&ns, ("::", port)))
+        .chain([Server::udp(&ns, ("::", 53))])
+        .collect();
+    for port in 8210..=8214 {
+        reachable_within(SOON, Protocol::Tcp, &w.peer, (HOST6, port));
+    }
+    reachable_within(SOON, Protocol::Udp, &w.host, ("127.0.0.1", 8220));
+    closed(Protocol::Udp, &w.peer, (HOST4, 8220));
+    closed(Protocol::Tcp, &w.peer, (HOST4, 8215));
 }
 
 /// Published ports as podman writes them: what, where a client finds it, what is bound inside.
@@ -178,14 +229,6 @@ fn podman_auto_ports() {
     reachable_within(SOON, Protocol::Tcp, &w.peer, (HOST4, 8080));
     let _outside = Server::tcp(&w.host, ("127.0.0.1", 9090));
     reachable_within(SOON, Protocol::Tcp, &ns, ("127.0.0.1", 9090));
-}
-
-fn podman_map_gw() {
-    let w = World::direct();
-    echo(&w.host, ("127.0.0.1", 1000));
-    let ns = podman_namespace();
-    call(&w, &PODMAN.replace("--no-map-gw ", ""), &ns.path());
-    ns.connect(("198.51.100.2", 1000));
 }
 
 /// "At exit of the parent the namespace is fully configured": nothing here waits for anything.

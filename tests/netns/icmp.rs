@@ -136,7 +136,7 @@ fn hops(method: &str) {
     let g = w.guest(&[]);
     for (peer, gateway) in [(PEER4, GATEWAY4), (PEER6, GATEWAY6)] {
         let text = g.sh(&format!(
-            "traceroute {method} -n -q 1 -N 1 -w 2 -m 60 {peer}"
+            "traceroute {method} -n -q 1 -N 1 -w 30 -m 5 {peer}"
         ));
         let hops: Vec<&str> = text
             .lines()
