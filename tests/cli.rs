@@ -174,6 +174,9 @@ fn refused(name: &str, args: &[&str], first_line: &str) {
     assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
     assert_eq!(text.lines().next(), Some(first_line), "{args:?}");
     assert!(output.stdout.is_empty(), "{args:?}");
+    let hint = text.lines().nth(1).unwrap_or_default();
+    let unknown = first_line.contains("option ");
+    assert_eq!(hint.contains("--help"), unknown, "{args:?}: {text}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ tests![
     statistics,
     idle_is_idle,
     summary,
+    summary_of_ports,
     quiet,
     debug,
     trace
@@ -234,6 +235,40 @@ fn idle_is_idle() {
         last.1.elapsed() > Duration::from_secs(2)
     });
     assert!(quiet, "{} wake-ups", wakeups());
+}
+
+/// With published ports the summary says which, under headings.
+fn summary_of_ports() {
+    let w = World::direct();
+    let _ns = Netns::new("guest");
+    let output = w.pasta(&[
+        "--config-net",
+        "-t",
+        "8080",
+        "-u",
+        "none",
+        "-T",
+        "none",
+        "-U",
+        "9000",
+        "--netns",
+        "guest",
+    ]);
+    assert_eq!((output.code, output.out.as_str()), (0, ""));
+    for heading in [
+        "Inbound forwarding rules (HOST):",
+        "Outbound forwarding rules (SPLICE):",
+    ] {
+        let mut after = output.err.lines().skip_while(|l| *l != heading);
+        assert_eq!(after.next(), Some(heading), "{}", output.err);
+        let rule = after.next().unwrap_or_default();
+        let port = if heading.starts_with('I') {
+            ":8080"
+        } else {
+            ":9000"
+        };
+        assert!(rule.contains(port), "{heading} {rule:?}");
+    }
 }
 
 /// The start-up summary, as scripts and people know it.

@@ -477,6 +477,24 @@ DNS search list:
 }
 
 #[test]
+fn the_summary_lists_what_is_forwarded() {
+    let text = summary(
+        &run("pasta -t 8080 -u 127.0.0.1/53:5353 -T none -U 9000"),
+        None,
+    );
+    let both = "\
+Inbound forwarding rules (HOST):
+    TCP [*]:8080  =>  8080
+    UDP [127.0.0.1]:53  =>  5353
+Outbound forwarding rules (SPLICE):
+    UDP [*]%lo:9000  =>  9000
+";
+    assert!(text.ends_with(both), "{text}");
+    let none = summary(&run("pasta -t none -u none -T none -U none"), None);
+    assert!(!none.contains("forwarding"), "{none}");
+}
+
+#[test]
 fn the_summary_says_how_to_start_the_machine() {
     let passt = run("passt -4");
     let machine = |socket: Option<&str>, vhost_user| Machine {
