@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::differences;
 use crate::harness::tests;
-use crate::lifecycle::{PATIENCE, answers, expect_instances, run, run_line};
+use crate::lifecycle::{ANSWER, answers, expect_instances, run, run_line};
 use crate::machine::Machine;
 use crate::world::{HOST4, HOST6};
 
@@ -72,7 +72,7 @@ fn churn() {
     let m = Machine::with_image();
     let one = "for i in $(seq 8); do podman run --rm $IMAGE curl -sS http://a.name/who >/dev/null || echo bad; done";
     let all = m.start(&format!("for j in 1 2 3 4; do ({one}) & done; wait"));
-    assert_eq!(all.finish(PATIENCE * 2).both(), "");
+    assert_eq!(all.finish(ANSWER * 2).both(), "");
     m.clean();
 }
 

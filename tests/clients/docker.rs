@@ -35,11 +35,15 @@ fn docker() {
     m.user(
         "mkdir bin && printf '%s\\n' '#!/bin/sh' 'exec /usr/bin/pasta --host-lo-to-ns-lo \"$@\"' >bin/pasta && chmod +x bin/pasta",
     );
-    let daemon = m.start(&format!(
+    let mut daemon = m.start(&format!(
         "{ENVIRONMENT}; exec dockerd-rootless.sh --storage-driver=overlay2 >docker.log 2>&1"
     ));
     let ready = format!("{ENVIRONMENT}; docker version");
-    let started = poll_until(PATIENCE, || m.try_user(&ready).code == 0);
+    let mut started = false;
+    poll_until(PATIENCE, || {
+        started = m.try_user(&ready).code == 0;
+        started || daemon.ended()
+    });
     assert!(started, "{}", m.user("tail -n 40 docker.log"));
     user(
         &m,

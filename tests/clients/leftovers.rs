@@ -8,7 +8,7 @@ use std::fs;
 
 use crate::exec::poll_until;
 use crate::harness::tests;
-use crate::lifecycle::{PATIENCE, answers, expect_instances, run};
+use crate::lifecycle::{ANSWER, answers, expect_instances, run};
 use crate::machine::{Machine, RUNTIME_DIR};
 use crate::world::HOST4;
 
@@ -36,7 +36,7 @@ fn kill_all(m: &Machine) {
     // All but the shell that does it.
     m.user("kill -9 -1");
     let users = || m.root("pgrep -u user || true");
-    let gone = poll_until(PATIENCE, || users().is_empty());
+    let gone = poll_until(ANSWER, || users().is_empty());
     assert!(gone, "still there: {}", users());
     expect_instances(m, 0);
 }

@@ -17,16 +17,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::exec::{Ending, SOON, alive, poll_until};
-use crate::harness::tests;
-use crate::machine::{Machine, RUNTIME_DIR};
+use crate::harness::{skip, tests};
+use crate::machine::{Machine, PATIENCE, RUNTIME_DIR};
 use crate::world::{HOST4, HOST6, Netns};
 
-tests![; root: restart_under_load, stop_start_pause, container_killed, restart_policy, conmon_killed, pasta_killed,
+tests![; root: restart_under_load, stop_and_start, pause, container_killed, restart_policy, conmon_killed, pasta_killed,
     podman_killed, exits_by_itself, stop_and_start_at_once, exec_and_attach, wide_ranges,
     without_inotify];
 
 /// Until a container answers: a start on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const ANSWER: Duration = Duration::from_secs(60);
 /// The server: its page is the name of the container.
 const SERVER: &str = "socat UDP6-RECVFROM:7,ipv6only=0,fork PIPE & hostname >/srv/index.html; exec httpd -f -p '[::]:80' -h /srv";
 const PUBLISHED: &str = "-p 8080:80 -p 8007:7/udp";
@@ -63,7 +63,7 @@ pub fn page(from: &Netns, at: (&str, u16)) -> std::io::Result<String> {
 #[track_caller]
 pub fn answers(from: &Netns, at: (&str, u16), name: &str) {
     let mut last = Err(std::io::Error::other("never asked"));
-    let right = poll_until(PATIENCE, || {
+    let right = poll_until(ANSWER, || {
         last = page(from, at);
         last.as_ref().is_ok_and(|page| page == name)
     });
@@ -80,7 +80,7 @@ fn reachable(m: &Machine, name: &str) {
         answers(&m.world.host, (address, PORT), name);
     }
     let socket = m.world.peer.udp("[::]:0");
-    let back = poll_until(PATIENCE, || {
+    let back = poll_until(ANSWER, || {
         socket.send_to(b"there?", (HOST6, 8007)).ok();
         let brief = Duration::from_millis(200);
         socket.set_read_timeout(Some(brief)).expect("a timeout");
@@ -155,7 +155,7 @@ fn restart_under_load() {
             m.user("podman restart -t 0 c");
             let before = answered.load(Ordering::Relaxed);
             reachable(&m, "c");
-            let served = poll_until(PATIENCE, || answered.load(Ordering::Relaxed) > before);
+            let served = poll_until(ANSWER, || answered.load(Ordering::Relaxed) > before);
             assert!(served, "nobody is answered after restart {round}");
             expect_instances(&m, 1);
         }
@@ -175,7 +175,7 @@ fn hammer(from: &Netns, address: &str, over: &AtomicBool, answered: &AtomicUsize
     }
 }
 
-fn stop_start_pause() {
+fn stop_and_start() {
     let m = Machine::with_image();
     run(&m, "c", PUBLISHED);
     reachable(&m, "c");
@@ -187,7 +187,17 @@ fn stop_start_pause() {
         reachable(&m, "c");
         expect_instances(&m, 1);
     }
-    // A paused container keeps its network: who connects waits for it.
+    remove(&m, "c");
+}
+
+/// A paused container keeps its network: who connects waits for it.
+fn pause() {
+    let m = Machine::with_image();
+    if !fs::exists("/sys/fs/cgroup/cgroup.freeze").unwrap_or(false) {
+        skip("no control group can be frozen here");
+    }
+    run(&m, "c", PUBLISHED);
+    reachable(&m, "c");
     m.user("podman pause c");
     let waiting = m.world.peer.connect((HOST4, PORT));
     expect_instances(&m, 1);
@@ -224,7 +234,7 @@ fn restart_policy() {
         reachable(&m, "c");
         end(inspect(&m, "c", "State.Pid"));
         let again = || inspect(&m, "c", "RestartCount") >= round;
-        assert!(poll_until(PATIENCE, again), "not started again ({round})");
+        assert!(poll_until(ANSWER, again), "not started again ({round})");
         reachable(&m, "c");
         expect_instances(&m, 1);
     }
@@ -290,7 +300,7 @@ fn podman_killed() {
     ];
     for (what, reached) in moments {
         let started = m.start(&run_line("c", PUBLISHED));
-        assert!(poll_until(PATIENCE, reached), "{what} never appears");
+        assert!(poll_until(ANSWER, reached), "{what} never appears");
         m.root("for p in $(pgrep -x podman); do kill -9 $p || true; done");
         started.finish(PATIENCE);
         settle(&m);
@@ -313,7 +323,7 @@ fn settle(m: &Machine) {
         fields.and_then(|f| f.split_whitespace().nth(1)?.parse::<i32>().ok())
     };
     let mut last = Vec::new();
-    let settled = poll_until(PATIENCE, || {
+    let settled = poll_until(ANSWER, || {
         let now = m.pastas();
         let ready = now.iter().all(|pid| {
             let parent = parent(pid);
@@ -370,7 +380,7 @@ fn exec_and_attach() {
     for _ in 0..100 {
         assert_eq!(page(&m.world.peer, (HOST4, PORT)).expect("an answer"), "c");
     }
-    assert_eq!(load.finish(PATIENCE).both(), "");
+    assert_eq!(load.finish(PATIENCE * 2).both(), "");
     remove(&m, "c");
 
     m.user("podman run -d -i --name c -p 8080:80 $IMAGE sh -c 'while read l; do echo got $l; done; echo end'");
