@@ -62,19 +62,23 @@ const EXPECTED: [&str; 7] = [
     "/run/user/1000/containers",
     "/run/user/1000/libpod",
     "/run/user/1000/crun",
-    "/dev/shm/libpod",
+    "/dev/shm/libpod_rootless_lock_1000",
     "/var/tmp/intermediate-mountpoint-1000",
 ];
 /// States of connections that no process has any more.
 const FADING: [&str; 4] = ["TIME-WAIT", "FIN-WAIT", "LAST-ACK", "CLOSING"];
 /// Programs that belong to a container and end with it.
-const HELPERS: [&str; 6] = [
+const HELPERS: [&str; 10] = [
     "conmon",
     "rootlessport",
     "aardvark-dns",
     "netavark",
     "crun",
     "slirp4netns",
+    "rootlesskit",
+    "dockerd",
+    "containerd",
+    "docker-proxy",
 ];
 
 /// A machine of this test's own. Its network and servers: [`World`], `service.rs`.
@@ -168,6 +172,7 @@ impl Machine {
             .collect();
         let now = Traces::now(&self.world);
         left.extend(now.sockets.difference(&self.before.sockets).cloned());
+        left.extend(now.mounts.difference(&self.before.mounts).cloned());
         let files = now.files.difference(&self.before.files);
         left.extend(files.map(|f| f.display().to_string()));
         // podman makes the second one, empty, whatever the network.
@@ -264,18 +269,19 @@ fn processes() -> Vec<Process> {
         .collect()
 }
 
-/// Sockets and files that outlive what made them.
+/// Sockets, files and mounts that outlive what made them.
 #[derive(Debug)]
 struct Traces {
     sockets: BTreeSet<String>,
     files: BTreeSet<PathBuf>,
+    mounts: BTreeSet<String>,
 }
 
 impl Traces {
     fn now(world: &World) -> Traces {
         let own = format!("pid={},", std::process::id());
         let all = world.host.sh("ss -Htuanp");
-        let sockets = all
+        let mut sockets: BTreeSet<String> = all
             .lines()
             .filter(|l| !l.contains(&own))
             // A connection whose other end does not answer is the kernel's for a minute.
@@ -287,21 +293,37 @@ impl Traces {
                 Some(format!("{kind} {state} {} {users}", fields.get(4)?))
             })
             .collect();
+        // Those with a name in a file are among the files.
+        let unix = world.host.sh("ss -Hxl");
+        let abstracts = unix.split_whitespace().filter(|f| f.starts_with('@'));
+        sockets.extend(abstracts.map(|name| format!("listening at {name}")));
         let mut files = BTreeSet::new();
         for place in PLACES {
             walk(Path::new(place), &mut files);
         }
-        Traces { sockets, files }
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("proc");
+        let mounts = table
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4))
+            .filter(|at| !is_expected(Path::new(at)))
+            .map(|at| format!("mount at {at}"))
+            .collect();
+        Traces {
+            sockets,
+            files,
+            mounts,
+        }
     }
+}
+
+fn is_expected(path: &Path) -> bool {
+    EXPECTED.iter().any(|e| path.starts_with(e))
 }
 
 fn walk(directory: &Path, found: &mut BTreeSet<PathBuf>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        let expected = EXPECTED
-            .iter()
-            .any(|e| path.to_string_lossy().starts_with(*e));
-        if expected || path == Path::new(RUNTIME_DIR).join("netns") {
+        if is_expected(&path) || path == Path::new(RUNTIME_DIR).join("netns") {
             continue;
         }
         if entry.file_type().is_ok_and(|t| t.is_dir()) {

@@ -3,6 +3,8 @@
 //! The tests have no way to Debian's archive any more, and cannot build anything: they find the places of what was
 //! made before in their environment. So this process makes it and starts itself again.
 //!
+//! A machine that lacks something for it has its tests skipped; a package that does not build or install fails them all.
+//!
 //! Invariant: the control group that all tests make theirs in is removed at the end; one that a killed run left
 //! is removed by the next.
 
@@ -15,7 +17,7 @@ use nix::unistd::Uid;
 
 use crate::exec::{SOON, poll_until};
 
-/// Directory of root/, image.tar and store/, or why there is none.
+/// Directory of root/ and store/, or why there is none.
 pub const ROOT: &str = "CLIENTS_SUITE_ROOT";
 /// What installing our package changes in the root directory; absent when another program is under test.
 pub const LAYER: &str = "CLIENTS_SUITE_LAYER";
@@ -29,7 +31,6 @@ pub const DISTRIBUTION: &str = "distribution";
 const PACKAGE: &str = "package";
 pub const PROGRAM: &str = "program";
 
-const BUILDER: &str = "packaging/deb";
 const GIVEN: &str = "PASST_UNDER_TEST";
 const CGROUP_NAME: &str = "passt-clients-";
 
@@ -40,39 +41,29 @@ pub fn done() -> bool {
         || std::env::args().any(|a| a == "--list")
 }
 
+/// Why there is nothing to run tests in.
+enum Lack {
+    /// This machine has no program, privilege or archive for it.
+    Here(String),
+    Broken(String),
+}
+
+/// What a script exits with that cannot do its work on this machine.
+const NOT_HERE: i32 = 77;
+
 pub fn and_start_again() -> ExitCode {
     let mut again = Command::new("/proc/self/exe");
     again.args(std::env::args().skip(1));
-    let package = match std::env::var(GIVEN).as_deref() {
-        Ok(DISTRIBUTION) => {
-            again.env_remove(GIVEN).env(UNDER_TEST, DISTRIBUTION);
-            None
+    match make(&mut again) {
+        Ok(()) => {}
+        Err(Lack::Here(why)) => {
+            again.env(ROOT, why);
         }
-        Ok(_) => {
-            again.env(UNDER_TEST, PROGRAM);
-            None
+        Err(Lack::Broken(why)) => {
+            eprintln!("{why}");
+            return ExitCode::FAILURE;
         }
-        Err(_) if !Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER).exists() => {
-            again.env(UNDER_TEST, PROGRAM);
-            None
-        }
-        Err(_) => {
-            again.env(UNDER_TEST, PACKAGE);
-            Some(made_by(BUILDER, &[]))
-        }
-    };
-    let made = match &package {
-        None => made_by("tests/clients/root", &[]),
-        Some(Err(why)) => Err(why.clone()),
-        Some(Ok(package)) => {
-            again.env(DEB, package.trim());
-            made_by("tests/clients/root", &[package.trim()])
-        }
-    };
-    let text = made.unwrap_or_else(|why| why);
-    let mut lines = text.lines();
-    again.env(ROOT, lines.next().unwrap_or_default());
-    lines.next().map(|layer| again.env(LAYER, layer));
+    }
     let group = control_group();
     group.as_ref().map(|group| again.env(CGROUP, group));
     let status = again.status().expect("start again");
@@ -80,17 +71,45 @@ pub fn and_start_again() -> ExitCode {
     ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
 }
 
-/// What a script of this tree prints, or that it failed. What it says on the way goes to the terminal.
-fn made_by(script: &str, arguments: &[&str]) -> Result<String, String> {
+/// Makes the package, the root directory and the layer of the package on it, and says in the environment of `again`
+/// where they are.
+fn make(again: &mut Command) -> Result<(), Lack> {
+    let given = std::env::var(GIVEN).ok();
+    let package = match given.as_deref() {
+        Some(DISTRIBUTION) => {
+            again.env_remove(GIVEN).env(UNDER_TEST, DISTRIBUTION);
+            None
+        }
+        Some(_) => {
+            again.env(UNDER_TEST, PROGRAM);
+            None
+        }
+        None => {
+            again.env(UNDER_TEST, PACKAGE);
+            Some(made_by("packaging/deb", &[])?.trim().to_owned())
+        }
+    };
+    let arguments: Vec<&str> = package.as_deref().into_iter().collect();
+    let made = made_by("tests/clients/root", &arguments)?;
+    let mut lines = made.lines();
+    again.env(ROOT, lines.next().unwrap_or_default());
+    lines.next().map(|layer| again.env(LAYER, layer));
+    package.map(|package| again.env(DEB, package));
+    Ok(())
+}
+
+/// What a script of this tree prints. What it says on the way goes to the terminal.
+fn made_by(script: &str, arguments: &[&str]) -> Result<String, Lack> {
     let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
         .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
-        .output();
-    match output {
-        Ok(o) if o.status.success() => Ok(String::from_utf8_lossy(&o.stdout).into_owned()),
-        Ok(o) => Err(format!("{script}: {}", o.status)),
-        Err(e) => Err(format!("{script}: {e}")),
+        .output()
+        .map_err(|e| Lack::Broken(format!("{script}: {e}")))?;
+    match output.status.code() {
+        Some(0) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Some(NOT_HERE) => Err(Lack::Here(format!("{script} cannot do its work here"))),
+        _ => Err(Lack::Broken(format!("{script}: {}", output.status))),
     }
 }
 
