@@ -202,21 +202,25 @@ fn generation_3_without_its_loopback() {
 /// Its caller waits for the end of the output, which is the reason, and nothing stays.
 fn generation_3_refused() {
     let w = World::direct();
-    for (target, reason) in [
+    let (running, _) = child(&w.host, "true");
+    let user = format!("--userns=/proc/{}/ns/user", running.id());
+    for (netns, reason) in [
         (
-            "--userns=/proc/self/ns/user --netns=/run/t/nope",
+            "/run/t/nope",
             "Couldn't open network namespace /run/t/nope: No such file or directory",
         ),
-        (
-            "--netns=/run/t/resolv.conf",
-            "Couldn't switch to pasta namespaces",
-        ),
+        ("/run/t/resolv.conf", "Couldn't switch to pasta namespaces"),
     ] {
-        let output = w.host.try_sh(&format!("{} 2>&1", line_3(" ", " ", target)));
+        let target = format!("{user} --netns={netns}");
+        let output = w
+            .host
+            .try_sh(&format!("{} 2>&1", line_3(" ", " ", &target)));
         assert_eq!(output.code, 1, "{}", output.out);
         assert!(output.out.contains(reason), "{}", output.out);
-        nothing_left();
+        let gone = poll_until(SOON, || processes() == [running.id()]);
+        assert!(gone, "left behind: {:?}", processes());
     }
+    end(running);
 }
 
 /// --port-driver=implicit: what listens inside, on loopback or not, is found on the host's loopback.
