@@ -16,7 +16,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{Ending, SOON, alive, poll_until};
+use crate::exec::{Ending, SOON, alive, poll_until, stat};
 use crate::harness::{skip, tests};
 use crate::machine::{Machine, PATIENCE, RUNTIME_DIR};
 use crate::world::{HOST4, HOST6, Netns};
@@ -317,11 +317,7 @@ fn podman_killed() {
 /// A pasta that was being started when podman was killed has come to an end of that: it is in the background.
 #[track_caller]
 fn settle(m: &Machine) {
-    let parent = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields = stat.rsplit_once(')').map(|(_, rest)| rest.to_owned());
-        fields.and_then(|f| f.split_whitespace().nth(1)?.parse::<i32>().ok())
-    };
+    let parent = |pid: &i32| stat(*pid)?[1].parse::<i32>().ok();
     let mut last = Vec::new();
     let settled = poll_until(ANSWER, || {
         let now = m.pastas();

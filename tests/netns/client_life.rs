@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::clients::{PODMAN, call, podman_namespace, usable, words};
-use crate::exec::{Running, SOON, alive, nothing_left, poll_until, processes, spawn};
+use crate::exec::{Running, SOON, alive, nothing_left, poll_until, processes, spawn, stat};
 use crate::harness::{need, need_tap_for_users, tests};
 use crate::world::{HOST4, HOST6, Netns, PEER4, World, shell};
 
@@ -37,13 +37,6 @@ fn started(w: &World, ns: &Netns) -> i32 {
     text.trim().parse().expect("a PID")
 }
 
-/// The words of /proc/PID/stat from the state on: state, parent, group, session.
-fn stat(pid: i32) -> Vec<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is running");
-    let (_, rest) = text.rsplit_once(')').expect("a name");
-    rest.split_whitespace().map(str::to_owned).collect()
-}
-
 /// A line of /proc/PID/status.
 fn status(pid: i32, name: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is running");
@@ -60,8 +53,9 @@ fn daemon() {
         let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).expect("a descriptor");
         assert_eq!(link.to_str(), Some("/dev/null"), "descriptor {fd}");
     }
-    assert_eq!(stat(pid)[1], "1", "the parent");
-    assert_eq!(stat(pid)[3], pid.to_string(), "a session of its own");
+    let fields = |pid| stat(pid).expect("it is running");
+    assert_eq!(fields(pid)[1], "1", "the parent");
+    assert_eq!(fields(pid)[3], pid.to_string(), "a session of its own");
     let ours = fs::read_link("/proc/self/fd/2").expect("a descriptor");
     for pid in processes() {
         for fd in fs::read_dir(format!("/proc/{pid}/fd"))
@@ -76,8 +70,8 @@ fn daemon() {
             let fine = link != ours && (!standard || null);
             assert!(fine, "{pid} holds {link:?} as {:?}", fd.file_name());
         }
-        assert_ne!(stat(pid)[3], stat(1)[3], "{pid} is of our session");
-        assert_eq!(stat(pid)[4], "0", "{pid} has a terminal");
+        assert_ne!(fields(pid)[3], fields(1)[3], "{pid} is of our session");
+        assert_eq!(fields(pid)[4], "0", "{pid} has a terminal");
     }
 }
 

@@ -147,10 +147,16 @@ pub fn poll_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool 
 
 /// Is there a living (not merely unreaped) process of this id?
 pub fn alive(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| {
-        !matches!(rest.trim_start().chars().next(), Some('Z' | 'X') | None)
-    })
+    stat(pid).is_some_and(|fields| !matches!(fields[0].as_str(), "Z" | "X"))
+}
+
+/// The words of /proc/PID/stat from the state on: state, parent, group, session; those after are proc_pid_stat(5)'s,
+/// where the state is number 3.
+pub fn stat(pid: i32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // A process names itself, also with spaces.
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
 /// All living processes of the test's process namespace except the test itself.
@@ -196,8 +202,7 @@ pub fn status_number(pid: i32, name: &str) -> Option<u64> {
 /// Time that all processes but the test itself have spent, in clock ticks (10 ms).
 pub fn cpu_ticks() -> u64 {
     sum_over_processes(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let fields = stat(pid)?;
         Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
     })
 }

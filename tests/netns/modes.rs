@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::differences::established;
-use crate::exec::{Running, SOON, alive, nothing_left, poll_until, processes, run, spawn};
+use crate::exec::{Running, SOON, alive, nothing_left, poll_until, processes, run, spawn, stat};
 use crate::harness::{DIR, PASTA, need, need_tap_for_users, tests};
 use crate::servers::http;
 use crate::world::{NO_FORWARDS, Netns, PEER4, PEER6, World, shell};
@@ -475,13 +475,7 @@ fn background_lets_go() {
             "descriptor {fd} is {link:?}"
         );
     }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is running");
-    let words: Vec<&str> = stat
-        .rsplit_once(')')
-        .expect("a name")
-        .1
-        .split_whitespace()
-        .collect();
+    let words = stat(pid).expect("it is running");
     assert_eq!(words[1], "1", "its parent is init");
     assert_ne!(words[3], "0", "it has left our session");
     for pid in processes() {
