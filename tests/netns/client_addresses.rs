@@ -76,6 +76,9 @@ fn names_by_another_address() {
             let seen = ns.sh(&format!("dig +short {tcp} @{address} www.example.org"));
             assert_eq!(seen, "192.0.2.80\n", "{address} {tcp}");
         }
+        // It takes the place of podman's own.
+        let other = ns.try_sh("dig +short +time=1 +tries=1 @169.254.1.1 www.example.org");
+        assert_ne!(other.code, 0, "{}", other.both());
         Netns::retire(&ns.name);
         crate::exec::nothing_left();
     }

@@ -18,7 +18,6 @@ use crate::world::{DNS4, GATEWAY4, GATEWAY6, HOST4, HOST6, Netns, PEER4, PEER6, 
 tests![
     podman_run,
     podman_run_options,
-    podman_dns_forward,
     podman_ports,
     podman_both_protocols,
     ready_at_exit,
@@ -140,24 +139,6 @@ fn podman_run_options() {
             "{options}: it does not go"
         );
     }
-}
-
-/// `--network pasta:--dns-forward,198.51.100.1`, which takes the place of podman's own.
-fn podman_dns_forward() {
-    need("dig");
-    let w = World::direct();
-    dns(&w.peer, DNS4);
-    let ns = podman_namespace();
-    let line = PODMAN.replace("169.254.1.1", "198.51.100.77");
-    call(&w, &line, &ns.path());
-    let dig = |server: &str| {
-        ns.try_sh(&format!(
-            "dig +short +time=30 +tries=1 @{server} www.example.org"
-        ))
-    };
-    assert_eq!(dig("198.51.100.77").out, "192.0.2.80\n");
-    let old = ns.try_sh("dig +short +time=1 +tries=1 @169.254.1.1 www.example.org");
-    assert_ne!(old.code, 0, "{}", old.both());
 }
 
 /// A TCP range and a UDP port in one line.
