@@ -8,7 +8,8 @@
 //! default back; all in the datagram that also brings the links up.
 //!
 //! Even so the kernel leaves one step of an IPv6 address to a work queue: the route that makes it the namespace's own.
-//! Until then whoever connects to it asks the link for it, in vain, so [`apply`] waits for these routes.
+//! Until then whoever connects to it asks the link for it, in vain, so [`apply`] waits for these routes. Not for those
+//! of addresses that were there before (a tap somebody else made): detection may be running on them, for seconds.
 //!
 //! Routes depend on each other in ways only the kernel knows (a gateway may be reached through another
 //! route), so those it refuses are offered again as long as that helps. Behind the tap every neighbour
@@ -16,7 +17,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::Emitable;
 use netlink_packet_route::AddressFamily;
@@ -44,10 +45,10 @@ const RTM_NEWROUTE: u16 = 24;
 const LOOPBACK: u32 = 1;
 /// `RTPROT_KERNEL`: a route that came with an address.
 const PROTOCOL_KERNEL: u8 = 2;
-/// How often, and how many times, to look whether the kernel's work queue has done its part. It takes a few
-/// microseconds on an idle machine; a machine that takes seconds has other worries, and gets its container.
+/// How often, and for how long, to look whether the kernel's work queue has done its part. It takes a few
+/// microseconds on an idle machine; a machine that takes longer has other worries, and gets its container.
 const WORK_QUEUE: Duration = Duration::from_micros(500);
-const WORK_QUEUE_LOOKS: u32 = 10_000;
+const WORK_QUEUE_PATIENCE: Duration = Duration::from_millis(500);
 /// Largest MTU of a tap: 65535 less an Ethernet header.
 const MTU_MAX: u16 = 65521;
 
@@ -101,7 +102,7 @@ pub fn apply(setup: &NamespaceSetup, tap: &mut TapDevice) -> Result<(), ConfigNe
     if setup.configure {
         interface(&mut steps, setup, tap);
     }
-    let ipv6_off = steps.commit(&mut socket)?;
+    let Outcome { ipv6_off, added } = steps.commit(&mut socket)?;
     if ipv6_off && wants_ipv6(setup) {
         log::warn!(
             "IPv6 is disabled in the namespace (or its MTU is below 1280): no IPv6 addresses and routes there"
@@ -109,33 +110,26 @@ pub fn apply(setup: &NamespaceSetup, tap: &mut TapDevice) -> Result<(), ConfigNe
     }
     if setup.configure {
         routes(&mut socket, setup, tap.index, ipv6_off)?;
-        if !ipv6_off {
-            settle(&mut socket, setup, tap)?;
-        }
+        settle(&mut socket, added)?;
     }
     Ok(())
 }
 
-/// Wait until the IPv6 addresses are the namespace's own.
-fn settle(
-    socket: &mut Socket,
-    setup: &NamespaceSetup,
-    tap: &TapDevice,
-) -> Result<(), NetlinkError> {
-    let added = setup.addresses.iter().filter_map(|a| match a.local {
-        IpAddr::V6(v6) => Some(v6),
-        IpAddr::V4(_) => None,
-    });
-    let mut awaited: Vec<Ipv6Addr> = added.chain([link_local(tap.mac)]).collect();
-    for _ in 0..WORK_QUEUE_LOOKS {
+/// Wait until these addresses, which have just been added, are the namespace's own.
+fn settle(socket: &mut Socket, mut awaited: Vec<Ipv6Addr>) -> Result<(), NetlinkError> {
+    let deadline = Instant::now() + WORK_QUEUE_PATIENCE;
+    while !awaited.is_empty() {
         let own = netlink::own_ipv6(socket)?;
         awaited.retain(|a| !own.contains(a));
         if awaited.is_empty() {
-            return Ok(());
+            break;
+        }
+        if Instant::now() >= deadline {
+            log::warn!("The kernel has not made {awaited:?} its own in the namespace yet");
+            break;
         }
         thread::sleep(WORK_QUEUE);
     }
-    log::warn!("The kernel has not made {awaited:?} its own in the namespace yet");
     Ok(())
 }
 
@@ -181,19 +175,13 @@ fn interface(steps: &mut Steps, setup: &NamespaceSetup, tap: &TapDevice) {
         &up(tap.index),
     );
     let link_local = SetupAddress::new(link_local(tap.mac).into(), 64);
-    let probe = address_message(tap.index, &link_local);
-    steps.push(
-        "set IPv6 address(es) in namespace",
-        Kind::Ipv6Probe,
-        RTM_NEWADDR,
-        &probe,
-    );
+    steps.address(Kind::Ipv6Probe, tap.index, &link_local);
     for address in setup.addresses.iter().filter(|a| a.local.is_ipv4()) {
-        steps.address(tap.index, address);
+        steps.address(Kind::Must, tap.index, address);
     }
     // The kernel lists the newest IPv6 address first, and readers take the first for the main one.
     for address in setup.addresses.iter().rev().filter(|a| a.local.is_ipv6()) {
-        steps.address(tap.index, address);
+        steps.address(Kind::Ipv6, tap.index, address);
     }
     steps.push(
         "",
@@ -219,6 +207,17 @@ enum Kind {
 struct Steps {
     batch: Batch,
     names: Vec<(&'static str, Kind)>,
+    /// IPv6 addresses, and which step adds them.
+    ipv6: Vec<(usize, Ipv6Addr)>,
+}
+
+/// What the kernel has made of [`Steps`].
+#[derive(Debug)]
+struct Outcome {
+    /// IPv6 is switched off here.
+    ipv6_off: bool,
+    /// IPv6 addresses that were not there before.
+    added: Vec<Ipv6Addr>,
 }
 
 impl Steps {
@@ -232,18 +231,27 @@ impl Steps {
         self.batch.push(message, flags, body);
     }
 
-    fn address(&mut self, index: u32, address: &SetupAddress) {
-        let (name, kind) = match address.local {
-            IpAddr::V4(_) => ("set IPv4 address(es) in namespace", Kind::Must),
-            IpAddr::V6(_) => ("set IPv6 address(es) in namespace", Kind::Ipv6),
+    fn address(&mut self, kind: Kind, index: u32, address: &SetupAddress) {
+        let name = match address.local {
+            IpAddr::V4(_) => "set IPv4 address(es) in namespace",
+            IpAddr::V6(ip) => {
+                self.ipv6.push((self.names.len(), ip));
+                "set IPv6 address(es) in namespace"
+            }
         };
         self.push(name, kind, RTM_NEWADDR, &address_message(index, address));
     }
 
-    /// Carry out all; is IPv6 off here?
-    fn commit(&self, socket: &mut Socket) -> Result<bool, ConfigNetError> {
+    /// Carry out all.
+    fn commit(&self, socket: &mut Socket) -> Result<Outcome, ConfigNetError> {
         let mut ipv6_off = false;
         let answers = socket.commit(&self.batch)?;
+        let added = self
+            .ipv6
+            .iter()
+            .filter(|(step, _)| matches!(answers.get(*step), Some(None)))
+            .map(|&(_, address)| address)
+            .collect();
         for (&(name, kind), answer) in self.names.iter().zip(answers) {
             let Some(refusal) = answer else { continue };
             match kind {
@@ -259,7 +267,7 @@ impl Steps {
                 }
             }
         }
-        Ok(ipv6_off)
+        Ok(Outcome { ipv6_off, added })
     }
 }
 

@@ -137,6 +137,32 @@ fn addresses_are_final_at_once() {
     });
 }
 
+/// What somebody else has begun on a tap of theirs is not waited for: detection takes a second, or many.
+#[test]
+fn an_address_in_detection_is_not_waited_for() {
+    const NAME: &str = "configure::an_address_in_detection_is_not_waited_for";
+    isolated(NAME, || {
+        if !have_tun(NAME) {
+            return;
+        }
+        // Detection starts when somebody holds the tap: then it has a carrier.
+        ip_all("tuntap add mode tap eth0");
+        std::fs::write("/proc/sys/net/ipv6/conf/eth0/dad_transmits", "10").unwrap();
+        ip_all(
+            "link set eth0 up
+             addr add 2001:db8::100/64 dev eth0",
+        );
+        let started = Instant::now();
+        let addresses = vec![plain("2001:db8::100", 64), plain("2001:db8::101", 64)];
+        let _tap = applied(&setup(addresses, vec![])).unwrap();
+        let took = started.elapsed();
+        assert!(took.as_secs() < 4, "{took:?}");
+        let tentative = ip("addr show tentative");
+        assert!(tentative.contains("2001:db8::100"), "{tentative}");
+        assert!(!tentative.contains("2001:db8::101"), "{tentative}");
+    });
+}
+
 #[test]
 fn everything_of_the_template_is_copied() {
     const NAME: &str = "configure::everything_of_the_template_is_copied";
