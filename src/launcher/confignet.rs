@@ -46,9 +46,9 @@ const LOOPBACK: u32 = 1;
 /// `RTPROT_KERNEL`: a route that came with an address.
 const PROTOCOL_KERNEL: u8 = 2;
 /// How often, and for how long, to look whether the kernel's work queue has done its part. It takes a few
-/// microseconds on an idle machine; a machine that takes longer has other worries, and gets its container.
+/// microseconds on an idle machine, and nothing bounds it on a busy one; whoever takes longer gets the container as it is.
 const WORK_QUEUE: Duration = Duration::from_micros(500);
-const WORK_QUEUE_PATIENCE: Duration = Duration::from_millis(500);
+const WORK_QUEUE_PATIENCE: Duration = Duration::from_secs(3);
 /// Largest MTU of a tap: 65535 less an Ethernet header.
 const MTU_MAX: u16 = 65521;
 

@@ -63,7 +63,7 @@ const EXPECTED: [&str; 7] = [
     "/run/user/1000/libpod",
     "/run/user/1000/crun",
     "/dev/shm/libpod_rootless_lock_1000",
-    "/var/tmp/intermediate-mountpoint-1000",
+    "/var/tmp/intermediate-mountpoint-1000.0",
 ];
 /// States of connections that no process has any more.
 const FADING: [&str; 4] = ["TIME-WAIT", "FIN-WAIT", "LAST-ACK", "CLOSING"];
