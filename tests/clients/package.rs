@@ -9,8 +9,8 @@ use crate::machine::{Machine, PACKAGE};
 use crate::servers::PAGE;
 
 tests![;
-    root: in_place_of_the_distributions, manuals, completions, profiles, upgrade_below_a_container,
-        remove_and_purge,
+    root: versions_grow, in_place_of_the_distributions, manuals, completions, profiles, upgrade_below_a_container,
+        an_edited_profile_stays, remove_and_purge,
         found_where_podman_is_told_to_look, back_to_the_distributions,
 ];
 
@@ -37,6 +37,24 @@ fn repack(m: &Machine, version: &str) -> String {
          dpkg-deb --root-owner-group -b tree {made} >/dev/null"
     ));
     made
+}
+
+/// A build is newer than the distribution's, and than the release it comes after.
+fn versions_grow() {
+    let m = machine();
+    let version = m.root("dpkg-query -W -f '${Version}' passt-rs");
+    let release = concat!(env!("CARGO_PKG_VERSION"), "+");
+    assert!(version.starts_with(release), "{version}");
+    for older in ["0.0~git20261002", env!("CARGO_PKG_VERSION")] {
+        m.root(&format!("dpkg --compare-versions {version} gt {older}"));
+    }
+    assert!(
+        m.root("dpkg-query -W -f '${Provides}' passt-rs")
+            .contains(&version)
+    );
+    m.root(&format!(
+        "test $(dpkg-deb -f {PACKAGE} Version) = {version}"
+    ));
 }
 
 /// dpkg has replaced the one by the other, and nothing is broken or missing.
@@ -147,7 +165,8 @@ fn upgrade_below_a_container() {
     let running = m.pastas();
     let newer = repack(&m, "9.0");
     m.root("echo '# mine' >>/etc/apparmor.d/usr.bin.passt");
-    m.root(&format!("dpkg --install {newer}"));
+    let said = m.root(&format!("dpkg --install {newer}"));
+    assert!(!said.contains("confines this one"), "{said}");
     assert_eq!(m.root("dpkg-query -W -f '${Version}' passt-rs"), "9.0");
     m.root("grep -q '# mine' /etc/apparmor.d/usr.bin.passt");
     assert_eq!(m.pastas(), running);
@@ -160,6 +179,19 @@ fn upgrade_below_a_container() {
     assert_eq!(m.user("podman exec old curl -sS http://a.name/"), PAGE);
     m.user("podman rm -f -t 0 old");
     m.clean();
+}
+
+/// A profile that somebody edited is theirs, but they hear of it.
+fn an_edited_profile_stays() {
+    let m = machine();
+    m.root("echo 'profile passt /usr/bin/passt { }' >/etc/apparmor.d/usr.bin.passt");
+    let newer = repack(&m, "9.0");
+    let said = m.root(&format!("dpkg --install {newer} </dev/null"));
+    assert!(
+        said.contains("usr.bin.passt has been edited for another passt"),
+        "{said}"
+    );
+    m.root("grep -qx 'profile passt /usr/bin/passt { }' /etc/apparmor.d/usr.bin.passt");
 }
 
 /// A user's own copy, without a package: what README says under "Install".
@@ -208,7 +240,8 @@ fn remove_and_purge() {
     assert_eq!(m.root("dpkg --audit"), "");
 }
 
-/// As apt does it: ours is removed first, its configuration files stay until it is purged.
+/// As apt does it: ours is removed first, its configuration files stay until it is purged. Those of the distribution's
+/// stayed too, when ours came.
 fn back_to_the_distributions() {
     let m = machine();
     m.root(
@@ -220,8 +253,11 @@ fn back_to_the_distributions() {
              echo '# theirs' >theirs/etc/apparmor.d/$file; echo /etc/apparmor.d/$file >>theirs/DEBIAN/conffiles; done
          printf '#!/bin/sh\\necho theirs\\n' >theirs/usr/bin/passt; chmod 755 theirs/usr/bin/passt; ln theirs/usr/bin/pas{st,ta}
          dpkg-deb --root-owner-group -b theirs theirs.deb >/dev/null
-         dpkg --purge passt",
+         dpkg --force-depends --purge passt passt-rs
+         dpkg --install theirs.deb",
     );
+    m.root(&format!("dpkg --install {PACKAGE} </dev/null"));
+    assert_eq!(m.root(&format!("{STATUS} passt")), "config-files\n");
     m.root("dpkg --force-depends --remove passt-rs");
     m.root("dpkg --install theirs.deb </dev/null");
     assert_eq!(
