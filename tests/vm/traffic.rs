@@ -151,6 +151,11 @@ fn observed_address(lab: &mut Lab) {
         let stream = lab.world.peer.enter(|| connect(at(host, INBOUND)));
         assert_eq!(stream.and_then(|s| get(s, 1000)), Ok(()), "to {host}");
     }
+    // A connection that outlives its address would go on to send from it, and that is where the next case would be led.
+    wait_for(lab.guest(), "netstat -tn", |seen| {
+        let here = |l: &str| l.contains("51::77:") || l.contains("100.77:");
+        !seen.lines().any(|l| here(l) && !l.contains("TIME_WAIT"))
+    });
 }
 
 /// A host of the local network is seen with its own hardware address.
@@ -204,7 +209,8 @@ fn bulk_out(lab: &mut Lab) {
 }
 
 fn bulk_in(lab: &mut Lab) {
-    lab.online();
+    // Where connections go is what the guest was last seen to use.
+    lab.online().sh(&format!("t who {PEER6}"));
     for (_, host) in PEERS {
         for (word, way) in [("put", put as fn(_, _) -> _), ("get", get)] {
             let stream = lab.world.peer.enter(|| connect(at(host, INBOUND)));
