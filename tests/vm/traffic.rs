@@ -210,7 +210,7 @@ fn bulk_out(lab: &mut Lab) {
 
 fn bulk_in(lab: &mut Lab) {
     // Where connections go is what the guest was last seen to use.
-    lab.online().sh(&format!("t who {PEER6}"));
+    lab.online().sh(&format!("t who {PEER4} && t who {PEER6}"));
     for (_, host) in PEERS {
         for (word, way) in [("put", put as fn(_, _) -> _), ("get", get)] {
             let stream = lab.world.peer.enter(|| connect(at(host, INBOUND)));
