@@ -46,7 +46,11 @@ pub fn channels(forwarder: u32) -> io::Result<Vec<OwnedFd>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{forwarder}/fd"))?.flatten() {
         let number = entry.file_name().to_string_lossy().parse().expect("number");
-        let fd = take(forwarder, number)?;
+        let fd = match take(forwarder, number) {
+            // Closed since it was listed.
+            Err(e) if e.raw_os_error() == Some(libc::EBADF) => continue,
+            taken => taken?,
+        };
         if is_command(fd.as_fd()) {
             found.push(fd);
         }

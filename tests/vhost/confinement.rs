@@ -279,8 +279,11 @@ fn channels(forwarder: i32) -> Vec<OwnedFd> {
         .flatten()
     {
         let number = entry.file_name().to_string_lossy().parse().expect("number");
-        let Some(fd) = duplicate(forwarder, number) else {
-            skip("no descriptors of another process here");
+        let fd = match duplicate(forwarder, number) {
+            Ok(fd) => fd,
+            // The client of a moment ago: closed since it was listed.
+            Err(e) if e.raw_os_error() == Some(libc::EBADF) => continue,
+            Err(e) => skip(&format!("no descriptors of another process here: {e}")),
         };
         let packets = getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket);
         // The pair for log lines is never waited for.
@@ -292,11 +295,13 @@ fn channels(forwarder: i32) -> Vec<OwnedFd> {
 }
 
 #[allow(unsafe_code, reason = "pidfd_getfd(2) has no safe wrapper")]
-fn duplicate(pid: i32, fd: i32) -> Option<OwnedFd> {
+fn duplicate(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
     let pidfd = pidfd_open(Pid::from_raw(pid)).expect("a process");
     // SAFETY: three integers in, a new descriptor or an error out.
     let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
-    let taken = i32::try_from(taken).ok().filter(|fd| *fd >= 0)?;
-    // SAFETY: the kernel has just installed this descriptor in our table for us alone.
-    Some(unsafe { OwnedFd::from_raw_fd(taken) })
+    match i32::try_from(taken) {
+        // SAFETY: the kernel has just installed this descriptor in our table for us alone.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
