@@ -22,6 +22,8 @@ pub const PORT: u16 = 7000;
 
 /// The bound of one read or write, or of a connection's set-up.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// How long many connections may be held open.
+pub const HELD: Duration = Duration::from_secs(180);
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -197,7 +199,7 @@ pub fn udp_who(socket: &UdpSocket, to: SocketAddr) -> Result<String> {
 /// Threads that open, or accept, connections.
 const HANDS: usize = 8;
 
-/// Opens `n` connections, each of which must echo a byte, and when all are open has each say one more.
+/// Opens `n` connections, each of which must echo a byte, and then waits until each has said one more and ended.
 pub fn open_many(to: SocketAddr, n: usize) -> Result<()> {
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Vec::with_capacity(n));
@@ -221,6 +223,8 @@ pub fn open_many(to: SocketAddr, n: usize) -> Result<()> {
     })?;
     let all = all.into_inner().expect("threads have ended");
     for (i, mut stream) in all.iter().enumerate() {
+        // The other side may keep them while it does something else.
+        stream.set_read_timeout(Some(HELD)).map_err(text)?;
         let mut rest = Vec::new();
         stream
             .read_to_end(&mut rest)
@@ -232,8 +236,8 @@ pub fn open_many(to: SocketAddr, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// The other side of [`open_many`].
-pub fn accept_many(listener: &TcpListener, n: usize) -> Result<()> {
+/// The other side of [`open_many`], until all are open: [`release`] is the rest.
+pub fn accept_many(listener: &TcpListener, n: usize) -> Result<Vec<TcpStream>> {
     // Whoever is to connect may have failed; socket(7): this goes for accept(2) too.
     let patience = TimeVal::seconds(i64::try_from(PATIENCE.as_secs()).map_err(text)?);
     setsockopt(listener, sockopt::ReceiveTimeout, &patience).map_err(text)?;
@@ -258,7 +262,12 @@ pub fn accept_many(listener: &TcpListener, n: usize) -> Result<()> {
             .into_iter()
             .try_for_each(|h| h.join().expect("no panic"))
     })?;
-    for mut stream in all.into_inner().expect("threads have ended") {
+    Ok(all.into_inner().expect("threads have ended"))
+}
+
+/// Ends what [`accept_many`] has accepted, with a last byte on each.
+pub fn release(all: Vec<TcpStream>) -> Result<()> {
+    for mut stream in all {
         stream
             .write_all(b"b")
             .map_err(|e| format!("second round: {e}"))?;
@@ -330,7 +339,8 @@ fn run(words: &[&str]) -> Result<String> {
         ["open", to, n] => open_many(address(to)?, size(n)?).map(fine),
         ["accept", port, n] => {
             let port: u16 = port.parse().map_err(|_| "no port".to_owned())?;
-            accept_many(&TcpListener::bind(("::", port)).map_err(text)?, size(n)?).map(fine)
+            let listener = TcpListener::bind(("::", port)).map_err(text)?;
+            release(accept_many(&listener, size(n)?)?).map(fine)
         }
         ["repeat", to, n] => {
             let to = address(to)?;

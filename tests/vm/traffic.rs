@@ -7,7 +7,9 @@ use crate::exec::poll_until;
 use crate::guest::SOON;
 use crate::harness::Case;
 use crate::lab::{INBOUND, Lab, at, descriptors, wait_for};
-use crate::service::{accept_many, connect, datagrams, get, open_many, put, several, udp_who, who};
+use crate::service::{
+    HELD, accept_many, connect, datagrams, get, open_many, put, release, several, udp_who, who,
+};
 use crate::world::{DNS4, GATEWAY4, GATEWAY6, HOST4, HOST6, PEER4, PEER6};
 
 pub const CASES: &[Case] = &[
@@ -316,31 +318,36 @@ fn ten_thousand_at_once(lab: &mut Lab) {
     lab.online();
     let before = descriptors();
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |l| l.1);
-    // We hold one end of each, and the program up to two descriptors for each.
-    let half = usize::try_from(limit / 8).unwrap_or(usize::MAX).min(5000);
+    // We hold one end of each, and the program one descriptor for each.
+    let half = usize::try_from(limit / 3).unwrap_or(usize::MAX).min(5000);
     let g = lab.guest();
     let listener = lab.world.peer.listen((PEER4, 7001));
     let out = g.start(&format!("t open {PEER4}@7001 {half}"));
-    let accepted = accept_many(&listener, half);
-    let out = out.finish(LONG);
-    assert_eq!(
-        (accepted, out.code),
-        (Ok(()), 0),
-        "from the guest: {}",
-        out.err
-    );
+    let held = match accept_many(&listener, half) {
+        Ok(held) => held,
+        Err(e) => panic!("from the guest: {e}; {:?}", out.finish(HELD)),
+    };
     let inside = g.start(&format!("t accept 7002 {half}"));
     wait_for(g, "netstat -ltn", |s| s.contains(":7002 "));
+    // Ends when the guest has all of them, and releases them.
     let opened = lab
         .world
         .peer
         .enter(|| open_many(at(HOST4, INBOUND + 2), half));
-    let inside = inside.finish(LONG);
+    let inside = inside.finish(HELD);
     assert_eq!(
         (opened, inside.code),
         (Ok(()), 0),
         "to the guest: {}",
         inside.err
+    );
+    let released = release(held);
+    let out = out.finish(HELD);
+    assert_eq!(
+        (released, out.code),
+        (Ok(()), 0),
+        "from the guest: {}",
+        out.err
     );
     settled(before, SOON);
 }
