@@ -1,5 +1,7 @@
 //! The way to the guest: the tap, with the recorder and the counters every frame passes.
 
+use super::pace::{Pace, Pacer};
+use crate::clock::Instant;
 use crate::pcap::Pcap;
 use crate::stats::{Counters, Drop};
 use crate::tap::batch::Inbound;
@@ -7,31 +9,13 @@ use crate::tap::frame::FrameBuf;
 use crate::tap::{Gone, Received, Tap};
 use crate::wire::virtio_net;
 
-/// A round that moves so much over a socket, in bytes, is part of a bulk transfer: one full frame.
-const BULK: usize = 1400;
-/// So much at once from the guest, in bytes, is worth a round: a third of what a socket holds.
-const GATHERED: usize = 48 << 10;
-
 /// One worker's link.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) tap: Tap,
     pub(super) pcap: Pcap,
     pub(super) counters: Counters,
-    /// Bytes of frames since [`Link::take_pace`]: all, and those from the guest.
-    moved: usize,
-    received: usize,
-}
-
-/// How soon to look for more, after a round.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Pace {
-    /// As soon as there is anything.
-    Prompt,
-    /// Not before we are woken.
-    Asleep,
-    /// Not at once even if there is something.
-    Rest,
+    pacer: Pacer,
 }
 
 impl Link {
@@ -40,26 +24,13 @@ impl Link {
             tap,
             pcap,
             counters: Counters::default(),
-            moved: 0,
-            received: 0,
+            pacer: Pacer::default(),
         }
     }
 
-    /// Asking begins the next round.
-    ///
-    /// In a bulk transfer over a socket it is better to sleep than to look for more: whoever writes to it needs no
-    /// answer for that, and what it writes until we wake is read in one go. If it is even slower than our waking, frames
-    /// come one by one; they are left to gather for a moment then.
-    pub(super) fn take_pace(&mut self) -> Pace {
-        let moved = std::mem::take(&mut self.moved);
-        let received = std::mem::take(&mut self.received);
-        if moved <= BULK || !matches!(self.tap, Tap::Stream(_)) {
-            Pace::Prompt
-        } else if received > BULK && received < GATHERED {
-            Pace::Rest
-        } else {
-            Pace::Asleep
-        }
+    /// The round that began at `now` is over: how soon to look for more.
+    pub(super) fn end_round(&mut self, now: Instant) -> Pace {
+        self.pacer.end_round(&self.tap, now)
     }
 
     /// Send the first `len` bytes of a frame buffer to the guest. `false`: the tap refused, counted.
@@ -69,6 +40,26 @@ impl Link {
         len: usize,
         offload: virtio_net::Header,
     ) -> bool {
+        let sent = self.put(frame, len, offload);
+        if sent {
+            self.pacer.sent(len);
+        }
+        sent
+    }
+
+    /// The same for a frame that only says what was received.
+    pub(super) fn acknowledge(
+        &mut self,
+        frame: &mut FrameBuf,
+        len: usize,
+        offload: virtio_net::Header,
+    ) {
+        if self.put(frame, len, offload) {
+            self.pacer.acknowledged(len);
+        }
+    }
+
+    fn put(&mut self, frame: &mut FrameBuf, len: usize, offload: virtio_net::Header) -> bool {
         frame.finish(len, offload);
         self.pcap.record(frame.frame());
         if let Err(e) = self.tap.send(frame) {
@@ -79,7 +70,6 @@ impl Link {
         }
         log::trace!("Frame of {len} bytes to the guest");
         self.counters.sent(len);
-        self.moved = self.moved.saturating_add(len);
         true
     }
 
@@ -87,6 +77,7 @@ impl Link {
     pub(super) fn sent_in_place(&mut self, len: usize) {
         log::trace!("Frame of {len} bytes to the guest, in place");
         self.counters.sent(len);
+        self.pacer.sent(len);
     }
 
     /// Read what the guest has sent.
@@ -100,8 +91,7 @@ impl Link {
             // Where frames are recorded, none comes in pieces: see `Worker::new`.
             self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
-            self.received = self.received.saturating_add(frame.len());
-            self.moved = self.moved.saturating_add(frame.len());
+            self.pacer.received(frame.len());
         }
         Ok(received)
     }

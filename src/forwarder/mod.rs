@@ -48,6 +48,7 @@ mod host;
 mod icmp_io;
 mod link;
 mod neighbours;
+mod pace;
 mod patience;
 mod pool;
 mod ports;

@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use super::guest::After;
-use super::link::Pace;
+use super::pace::Pace;
 use super::patience;
 use super::token::Token;
 use super::worker::Worker;
@@ -28,8 +27,6 @@ use crate::udp;
 
 /// Most events fetched at once.
 const EVENTS: usize = 64;
-/// How long frames are left to gather; the kernel makes 50 µs more of it. What a socket holds takes longer to fill.
-const REST: TimeSpec = TimeSpec::new(0, 100_000);
 /// Messages of the monitor read in one go.
 const MESSAGES: usize = 16;
 
@@ -94,7 +91,7 @@ impl Forwarder {
                 }
             }
             self.worker.end_round(now);
-            let pace = self.worker.host.link.take_pace();
+            let pace = self.worker.host.link.end_round(now);
             handled = if self.worker.splice.take_bulk() || pace != Pace::Prompt {
                 usize::MAX
             } else {
@@ -105,10 +102,12 @@ impl Forwarder {
                 Err(IpcError::Closed) => return Ok(()),
                 Err(e) => return Err(ForwarderError::Monitor(e)),
             }
-            if pace == Pace::Rest && !self.worker.more {
+            if let Pace::Rest(time) = pace
+                && !self.worker.more
+            {
                 // Nothing depends on how long it takes: a signal may cut it short.
                 let flags = ClockNanosleepFlags::empty();
-                let _ = clock_nanosleep(ClockId::CLOCK_MONOTONIC, flags, &REST);
+                let _ = clock_nanosleep(ClockId::CLOCK_MONOTONIC, flags, &time.into());
             }
         }
     }

@@ -338,7 +338,12 @@ impl Host {
     fn emit_segment(&mut self, key: &Key, repr: &Repr) {
         let template = self.template(key.remote, key.guest);
         if let Some(len) = template.emit_tcp(self.frame.space(), repr, 0, Checksum::Partial) {
-            self.transmit(len, template.tcp_offload(len, 0, 0));
+            let offload = template.tcp_offload(len, 0, 0);
+            if repr.flags == Flags::ACK {
+                self.link.acknowledge(&mut self.frame, len, offload);
+            } else {
+                self.transmit(len, offload);
+            }
         }
     }
 

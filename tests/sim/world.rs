@@ -35,6 +35,8 @@ pub struct Tap {
     pub queue: usize,
     /// IP MTU.
     pub mtu: u16,
+    /// Bytes of a bulk transfer that may wait for their acknowledgement.
+    pub stride: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -275,6 +277,7 @@ impl World {
         seed[..8].copy_from_slice(&rng.next().to_le_bytes());
         let mut limits = Limits::new(scenario.tap.mtu, 64, seed);
         limits.tap_queue = scenario.tap.queue as u32;
+        limits.stride = scenario.tap.stride;
         limits.pool = 8 << 20;
         Self {
             now: 0,
