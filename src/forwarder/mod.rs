@@ -2,8 +2,8 @@
 //!
 //! It is born by fork, allocates everything it will ever need ([`Forwarder::prepare`]), is confined by the
 //! sandbox stages, and only then ([`Forwarder::run`], which demands the proof of confinement) tells the monitor
-//! that it is ready, waits for "go" and reads its first byte from the guest. After that it allocates nothing,
-//! opens nothing and waits for nobody: connect(2) and socket(2) for INET families are all the reach it has. Listening
+//! that it is ready, waits for "go" and reads its first byte from the guest. After that it allocates nothing (but for the
+//! tables of a machine's memory, from what was set aside), opens nothing and waits for nobody: connect(2) and socket(2) for INET families are all the reach it has. Listening
 //! sockets, and sockets of the namespace, are given to it.
 //!
 //! | file | question it answers |
@@ -21,6 +21,7 @@
 //! | `neighbours` | which addresses are at another link-layer address than ours? |
 //! | `token` | what does an epoll event refer to? |
 //! | `patience` | when does the worker stay awake for a moment? |
+//! | `pace` | when does it let frames gather instead? |
 //!
 //! A [`worker::Worker`] owns all it touches: tap queue, event set, flow tables, buffers. Several of them would
 //! need no lock between them.

@@ -27,6 +27,9 @@ use crate::sys::shared::{self, Kind, Room};
 use crate::tap::Gone;
 use crate::tap::batch::{Inbound, Meta};
 
+/// Kept at hand for the tables of two mappings, the new one and the one it replaces: some hundred bytes for each of
+/// [`MAX_REGIONS`]. The filter has no call to get more from.
+const RESERVE: usize = 32 << 10;
 /// Most pieces of a frame, besides its head: no payload has more.
 const MAX_LENT: usize = 60;
 
@@ -62,6 +65,11 @@ impl From<Outside> for Gone {
     fn from(_: Outside) -> Self {
         Self::Malformed("address outside of the guest's memory")
     }
+}
+
+/// To be called before confinement, where there is going to be a mapping.
+pub fn reserve() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(RESERVE)));
 }
 
 impl Memory {

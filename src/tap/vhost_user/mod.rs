@@ -92,6 +92,7 @@ impl VhostUser {
     /// With nobody connected; for guests with up to `pairs` pairs of rings. Allocates all it will need.
     #[must_use]
     pub fn new(pairs: u16) -> Self {
+        memory::reserve();
         Self {
             client: None,
             reader: Reader::default(),
