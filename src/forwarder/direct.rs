@@ -42,15 +42,15 @@ impl Host {
         let header_len = template.tcp_header_len(&out.repr);
         let most = largest_payload(template.ip_end(), header_len, out.mss);
         let mut headers = [0; MAX_HEADER];
-        let mut done = Relayed { peeked: 0, sent: 0 };
+        let mut done = Relayed::default();
         let mut repr = out.repr;
         while done.peeked < max {
             let Tap::VhostUser(tap) = &mut self.link.tap else {
                 break;
             };
             if !socket.peeks_on(offset.saturating_add(done.peeked)) {
-                // As if a byte had been refused: the engine tries again, and then it goes another way.
-                done.peeked = done.peeked.saturating_add(1);
+                // The engine tries again, and then it goes another way.
+                done.refused = true;
                 break;
             }
             let most = most.min(expected(socket));
@@ -60,8 +60,8 @@ impl Host {
             });
             let (room, n) = match fill {
                 Ok(Filled::Full) => {
-                    // The same; it tries again when there is room.
-                    done.peeked = done.peeked.saturating_add(1);
+                    // It tries again when there is room.
+                    done.refused = true;
                     break;
                 }
                 Ok(Filled::Bytes { got: 0, .. }) => break,
@@ -81,6 +81,7 @@ impl Host {
             let emitted = template.emit_tcp(&mut headers, &repr, n, Checksum::Partial);
             let headers = headers.get(..header_len).filter(|_| emitted.is_some());
             if !headers.is_some_and(|headers| tap.finish(lane, headers, n, &offload)) {
+                done.refused = true;
                 break;
             }
             self.link.sent_in_place(header_len.saturating_add(n));

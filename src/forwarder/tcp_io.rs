@@ -303,7 +303,7 @@ impl Host {
         }
         let header_len = template.tcp_header_len(&out.repr);
         let most = largest_payload(template.ip_end(), header_len, out.mss);
-        let mut done = Relayed { peeked: 0, sent: 0 };
+        let mut done = Relayed::default();
         let mut repr = out.repr;
         while done.peeked < max {
             let want = most.min(max.saturating_sub(done.peeked) as usize);
@@ -325,6 +325,7 @@ impl Host {
             let header = template.emit_tcp(self.frame.space(), &repr, n, Checksum::Partial);
             let offload = template.tcp_offload(header_len, n, out.mss);
             if header.is_none() || !self.transmit(header_len.saturating_add(n), offload) {
+                done.refused = true;
                 break;
             }
             done.sent = done.sent.saturating_add(count);
@@ -755,7 +756,7 @@ mod tests {
             b.peer.shutdown(std::net::Shutdown::Write).unwrap();
             b.wait_fin();
             assert_eq!(b.relay(0, 60_000).unwrap().peeked, 3000);
-            let end = Relayed { peeked: 0, sent: 0 };
+            let end = Relayed::default();
             assert_eq!(b.relay(3000, 60_000), Ok(end));
             b.host.consume(&b.socket, 3000);
             assert_eq!(b.relay(0, 60_000), Ok(end));
@@ -829,7 +830,7 @@ mod tests {
             b.peer.shutdown(std::net::Shutdown::Write).unwrap();
             b.wait_fin();
             assert_eq!(b.relay(0, 60_000).unwrap().peeked, 3000);
-            let end = Relayed { peeked: 0, sent: 0 };
+            let end = Relayed::default();
             assert_eq!(b.relay(3000, 60_000), Ok(end));
         });
     }

@@ -57,8 +57,6 @@ const MAX_FLOWS: usize = 1 << 17;
 const MAX_PINGS: usize = 1 << 12;
 /// Most ICMP errors about TCP taken from one batch.
 const MAX_UNDELIVERED: usize = 16;
-/// Most bytes that wait for an acknowledgement which interrupts a virtual machine: two super-frames.
-const MACHINE_STRIDE: u32 = 128 << 10;
 /// Ports of DHCP and DHCPv6 servers: the only UDP the services look at.
 const SERVICE_PORTS: [u16; 2] = [67, 547];
 
@@ -125,17 +123,16 @@ impl Worker {
         } else {
             config.mtu
         };
-        let machine = !matches!(tap, Tap::Tun(_) | Tap::Off);
-        let mut tcp = tcp::Limits {
+        let tcp = tcp::Engine::new(tcp::Limits {
             tap_queue: tap::QUEUE_LENGTH,
             ..syn::as_the_host(tcp::Limits::new(mtu, limits.tcp, seed))
-        };
-        if machine {
-            tcp.stride = MACHINE_STRIDE;
-        }
-        let tcp = tcp::Engine::new(tcp);
+        });
         // Only pasta has a loopback to bypass the tap for.
-        let pipes = if machine { 0 } else { nofile };
+        let pipes = if matches!(tap, Tap::Tun(_) | Tap::Off) {
+            nofile
+        } else {
+            0
+        };
         // Two descriptors each.
         let splice = splice::Engine::new(limits.splice, seed);
         let udp = udp::Engine::new(config.clone(), limits.udp, conntrack::timeouts(), seed);

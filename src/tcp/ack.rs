@@ -15,9 +15,8 @@
 //! Of a bulk transfer in frames of the MTU (a guest without super-frames) not every round is acknowledged, because each
 //! acknowledgement interrupts the guest and makes it send in smaller bursts, down to one frame at a time. How many
 //! bytes are worth one, the *stride*, grows with what was received, which keeps it well below the guest's
-//! congestion window, up to `Limits::stride`; a guest that has stopped before that many were due is acknowledged after
-//! [`DELAY`], and twice as often from then on. (For virtual machines that is more than a super-frame: there is an
-//! interrupt less to pay for.)
+//! congestion window, up to [`MAX_STRIDE`]; a guest that has stopped before that many were due is acknowledged after
+//! [`DELAY`], and twice as often from then on.
 //!
 //! **Window.** The edge is what the socket's send buffer has room for *now*, plus an allowance that we can keep
 //! ourselves. The allowance is what makes this stall-free and fast: the guest always has a little more in flight than
@@ -41,6 +40,8 @@ use crate::wire::tcp::{Flags, SackBlocks};
 const DELAY: Duration = Duration::from_millis(1);
 /// A frame this large (bytes) is acknowledged at the end of the round.
 const LARGE: u32 = 4096;
+/// Most bytes that wait for an acknowledgement of one frame more.
+const MAX_STRIDE: u16 = 32 << 10;
 /// What the guest may send beyond what the socket has room for: at most this, and at most as much as the socket's
 /// buffer again (what is kept adds to the round trip the guest sees).
 const ALLOWANCE: u32 = 256 << 10;
@@ -68,7 +69,7 @@ impl<S> Conn<S> {
             }
             let near = self.any(at_once);
             let enough = if large {
-                self.strides(due, ctx.limits.stride)
+                self.strides(due)
             } else {
                 !self.is(Facts::TALK)
             };
@@ -92,11 +93,12 @@ impl<S> Conn<S> {
     }
 
     /// Are so many bytes worth an acknowledgement? If they are, the next may be a little more.
-    fn strides(&mut self, due: u32, most: u32) -> bool {
-        if due < self.stride && !self.is(Facts::GUEST_FIN) {
+    fn strides(&mut self, due: u32) -> bool {
+        if due < u32::from(self.stride) && !self.is(Facts::GUEST_FIN) {
             return false;
         }
-        self.stride = self.stride.saturating_add(due / 16).min(most);
+        let more = u16::try_from(due / 16).unwrap_or(MAX_STRIDE);
+        self.stride = self.stride.saturating_add(more).min(MAX_STRIDE);
         true
     }
 

@@ -138,7 +138,7 @@ pub(super) struct Conn<S> {
     /// Frames not acknowledged yet.
     pub frames: u8,
     /// Bytes worth an acknowledgement of their own, see `ack`.
-    pub stride: u32,
+    pub stride: u16,
     /// Shift of the windows the guest advertises.
     pub snd_shift: u8,
 

@@ -143,12 +143,15 @@ pub struct Outgoing<'a> {
 }
 
 /// What [`Io::relay`] did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Relayed {
-    /// Bytes read from the socket: the peek position has moved on by so many.
+    /// Bytes read from the socket: the peek position has moved on by exactly so many. (If it had not, and were believed to,
+    /// bytes would be sent twice.)
     pub peeked: u32,
-    /// Bytes of these that went out to the guest, from the first: fewer if the tap's queue was full.
+    /// Bytes of these that went out to the guest, from the first.
     pub sent: u32,
+    /// The link takes no more: fewer were sent than peeked, or it was not worth peeking.
+    pub refused: bool,
 }
 
 /// See the module text.
@@ -188,7 +191,7 @@ pub trait Io {
     /// Peek up to `max` bytes, beginning `offset` bytes after the first one not consumed, straight behind the
     /// header(s) of as many frames as that takes (each as large as the tap carries), and send these to the guest.
     /// `offset` is where the peek position already is (SO_PEEK_OFF): after the last `relay`, `seek` or `consume`.
-    /// `Relayed { peeked: 0, .. }` is the peer's FIN. Fewer than `max` peeked: there is no more, unless urgent data is
+    /// `Relayed { peeked: 0, refused: false, .. }` is the peer's FIN. Fewer than `max` peeked: there is no more, unless urgent data is
     /// next, and an input edge follows when there is. An error met behind what was peeked is told by the next call.
     ///
     /// # Errors

@@ -78,8 +78,6 @@ pub struct Limits {
     pub mtu: u16,
     /// Frames the tap's queue towards us holds (the interface's txqueuelen).
     pub tap_queue: u32,
-    /// Most bytes of a bulk transfer that wait for their acknowledgement.
-    pub stride: u32,
     /// Bytes that may be kept for full sockets and out-of-order data, over all connections.
     pub pool: usize,
     /// Unanswered retransmissions before a guest is given up (tcp_retries2).
@@ -102,7 +100,6 @@ impl Limits {
             capacity: descriptors.saturating_mul(2).clamp(1024, 1 << 17),
             mtu,
             tap_queue: 1000,
-            stride: 32 << 10,
             pool: 32 << 20,
             retries: 15,
             syn_retries: 6,

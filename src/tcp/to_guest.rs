@@ -105,7 +105,7 @@ impl<S> Conn<S> {
             let Some(sent) = self.relay(ctx, self.snd_nxt, max) else {
                 return;
             };
-            if sent.peeked == 0 {
+            if sent.peeked == 0 && !sent.refused {
                 self.set(Facts::HOST_EOF);
                 self.clear(Facts::MORE);
                 return;
@@ -119,7 +119,7 @@ impl<S> Conn<S> {
                 self.rtt.start(self.snd_nxt, ctx.now);
             }
             budget = budget.saturating_sub(sent.peeked);
-            if sent.sent < sent.peeked {
+            if sent.refused {
                 self.set(Facts::MORE);
                 return;
             }
@@ -159,7 +159,7 @@ impl<S> Conn<S> {
         match result {
             Ok(relayed) => {
                 self.peek = self.peek.add(relayed.peeked);
-                if relayed.sent < relayed.peeked {
+                if relayed.refused {
                     self.set(Facts::REFUSED);
                     let pause = if ctx.io.tells_of_room() {
                         TOLD_RETRY

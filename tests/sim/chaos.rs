@@ -146,12 +146,19 @@ impl Io for Wild {
     ) -> Result<Relayed, SocketError> {
         assert!(max > 0 && frame.mss > 0);
         let refuse = self.rng.chance(500);
+        let unseen = refuse && self.rng.chance(5000);
         let flow = &mut self.flows[*n];
         assert_eq!(flow.consumed + u64::from(offset), flow.peeked);
+        if unseen {
+            return Ok(Relayed {
+                refused: true,
+                ..Relayed::default()
+            });
+        }
         let peeked = (flow.received - flow.peeked).min(u64::from(max));
         if peeked == 0 {
             return if flow.ended {
-                Ok(Relayed { peeked: 0, sent: 0 })
+                Ok(Relayed::default())
             } else {
                 Err(SocketError::WouldBlock)
             };
@@ -164,6 +171,7 @@ impl Io for Wild {
         Ok(Relayed {
             peeked: peeked as u32,
             sent,
+            refused: refuse,
         })
     }
 

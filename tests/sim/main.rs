@@ -92,8 +92,6 @@ impl Cell {
                 reorder: if self.reorder { 100 } else { 0 },
                 queue: 1000,
                 mtu: self.mtu,
-                // That of a namespace, or that of a machine.
-                stride: if seed % 11 > 5 { 32 << 10 } else { 128 << 10 },
             },
             guest: Behaviour {
                 sends: up,

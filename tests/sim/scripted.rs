@@ -37,6 +37,8 @@ pub struct Script {
     pub mark: u32,
     /// Bytes the link has room for.
     pub room: u32,
+    /// It has so little that nothing is peeked for it.
+    pub full: bool,
     pub taken: Vec<u8>,
     pub emitted: VecDeque<(Repr, u32)>,
     pub calls: Vec<&'static str>,
@@ -94,13 +96,19 @@ impl Io for Script {
         _: u32,
         max: u32,
     ) -> Result<Relayed, SocketError> {
+        if self.full {
+            return Ok(Relayed {
+                refused: true,
+                ..Relayed::default()
+            });
+        }
         let mut n = (self.received - self.peeked).min(max);
         if self.peeked < self.mark {
             n = n.min(self.mark - self.peeked);
         }
         if n == 0 {
             return if self.ended {
-                Ok(Relayed { peeked: 0, sent: 0 })
+                Ok(Relayed::default())
             } else {
                 Err(SocketError::WouldBlock)
             };
@@ -112,7 +120,11 @@ impl Io for Script {
         if sent > 0 {
             self.emitted.push_back((frame.repr, sent));
         }
-        Ok(Relayed { peeked: n, sent })
+        Ok(Relayed {
+            peeked: n,
+            sent,
+            refused: sent < n,
+        })
     }
 
     fn seek(&mut self, _: &u8, offset: u32) {
@@ -201,6 +213,7 @@ impl Test {
             ended: false,
             mark: 0,
             room: u32::MAX,
+            full: false,
             taken: Vec::new(),
             emitted: VecDeque::new(),
             calls: Vec::new(),
@@ -863,6 +876,24 @@ fn a_link_that_refuses_is_used_again_once_it_has_room_and_by_then_is_tried_anywa
     // Told again, nobody is waiting any more.
     t.engine.on_room(&mut t.io, Instant(t.now));
     t.engine.on_timer(&mut t.io, Instant(t.now));
+    t.nothing();
+}
+
+/// A probe that the link has no room for is not peeked either: what follows must not be taken from its place.
+#[test]
+fn what_was_not_peeked_does_not_count_as_peeked() {
+    let mut t = Test::open();
+    t.arrives(1);
+    let (first, _) = t.data();
+    t.io.full = true;
+    t.pass(150);
+    t.nothing();
+    assert_eq!(t.io.peeked, 0, "the probe looked for its byte");
+    t.io.full = false;
+    t.arrives(1);
+    let (next, n) = t.data();
+    assert_eq!((next.seq, n), (first.seq.add(1), 1));
+    assert_eq!(t.io.peeked, 2);
     t.nothing();
 }
 

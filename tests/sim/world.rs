@@ -35,8 +35,6 @@ pub struct Tap {
     pub queue: usize,
     /// IP MTU.
     pub mtu: u16,
-    /// Bytes of a bulk transfer that may wait for their acknowledgement.
-    pub stride: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -139,9 +137,15 @@ impl Io for Host {
         offset: u32,
         max: u32,
     ) -> Result<Relayed, SocketError> {
-        let mut done = Relayed { peeked: 0, sent: 0 };
+        let mut done = Relayed::default();
         let unit = (self.unit / usize::from(frame.mss)).max(1) * usize::from(frame.mss);
         while done.peeked < max {
+            let full = self.in_flight + self.to_guest.len() >= self.tap_queue;
+            if full && unit > usize::from(frame.mss) {
+                // As rings do: without buffers there is nowhere to peek to.
+                done.refused = true;
+                break;
+            }
             let most = u64::from(max - done.peeked).min(unit as u64);
             let Some((at, n)) = self.sockets[*socket].peek(u64::from(offset + done.peeked), most)
             else {
@@ -158,7 +162,8 @@ impl Io for Host {
                 ..frame.repr
             };
             done.peeked += n as u32;
-            if self.in_flight + self.to_guest.len() >= self.tap_queue {
+            if full {
+                done.refused = true;
                 break;
             }
             let payload = self.download.at(at, n as usize).to_vec();
@@ -277,7 +282,6 @@ impl World {
         seed[..8].copy_from_slice(&rng.next().to_le_bytes());
         let mut limits = Limits::new(scenario.tap.mtu, 64, seed);
         limits.tap_queue = scenario.tap.queue as u32;
-        limits.stride = scenario.tap.stride;
         limits.pool = 8 << 20;
         Self {
             now: 0,

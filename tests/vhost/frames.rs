@@ -61,6 +61,43 @@ pub fn udp_to(frame: &[u8], port: u16) -> Option<Vec<u8>> {
     (right && frame.len() >= 34 + len).then(|| frame[42..34 + len].to_vec())
 }
 
+/// A TCP segment of the guest over IPv4, without payload: flags, sequence number and acknowledgement. Its checksum is that
+/// of the pseudo-header, as virtio-net wants it where the rest is left to the other side.
+pub fn tcp(
+    gateway: [u8; 6],
+    to: (&str, u16),
+    from: u16,
+    (flags, seq, ack): (u8, u32, u32),
+) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+    packet.extend(v4(HOST4));
+    packet.extend(v4(to.0));
+    let check = !u16::try_from(sum(0, &packet)).expect("folded");
+    packet[10..12].copy_from_slice(&check.to_be_bytes());
+    let pseudo = [&packet[12..20], &[0, 6, 0, 20]].concat();
+    let pseudo = u16::try_from(sum(0, &pseudo)).expect("folded");
+    packet.extend(from.to_be_bytes());
+    packet.extend(to.1.to_be_bytes());
+    packet.extend(seq.to_be_bytes());
+    packet.extend(ack.to_be_bytes());
+    packet.extend([0x50, flags, 0xff, 0xff]);
+    packet.extend(pseudo.to_be_bytes());
+    packet.extend([0, 0]);
+    ethernet(gateway, 0x0800, &packet)
+}
+
+/// Sequence number, flags and payload of a TCP segment over IPv4 to this port.
+pub fn tcp_to(frame: &[u8], port: u16) -> Option<(u32, u8, Vec<u8>)> {
+    let right = frame.len() >= 54
+        && frame[12..14] == [8, 0]
+        && frame[23] == 6
+        && frame[36..38] == port.to_be_bytes();
+    let end = 14 + usize::from(u16::from_be_bytes([*frame.get(16)?, *frame.get(17)?]));
+    let start = 34 + usize::from(*frame.get(46)? >> 4) * 4;
+    let seq = u32::from_be_bytes(frame.get(38..42)?.try_into().ok()?);
+    right.then(|| Some((seq, frame[47], frame.get(start..end)?.to_vec())))?
+}
+
 /// A DHCP discovery, or a request for `address`.
 pub fn dhcp(request: Option<[u8; 4]>) -> Vec<u8> {
     let mut bootp = vec![1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0x80, 0];

@@ -53,6 +53,7 @@ mod rings;
 #[allow(dead_code, reason = "shared with the namespace suite")]
 #[path = "../netns/servers.rs"]
 mod servers;
+mod starved;
 mod stream;
 mod traffic;
 #[allow(dead_code, reason = "shared with the namespace suite")]
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         ("link", link::TESTS),
         ("messages", messages::TESTS),
         ("rings", rings::TESTS),
+        ("starved", starved::TESTS),
         ("stream", stream::TESTS),
         ("traffic", traffic::TESTS),
     ])

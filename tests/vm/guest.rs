@@ -20,7 +20,7 @@ use crate::image::{BUILT, SCRATCH};
 pub const SOON: Duration = Duration::from_secs(30);
 
 /// Seconds under emulation, more where others want the processors too.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(240);
 
 /// Which qemu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

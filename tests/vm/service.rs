@@ -211,6 +211,9 @@ pub fn open_many(to: SocketAddr, n: usize) -> Result<()> {
                 .write_all(b"a")
                 .and_then(|()| stream.read_exact(&mut byte))
                 .map_err(|e| format!("set-up: {e}"))?;
+            if byte != *b"a" {
+                return Err(format!("the echo is {byte:?}"));
+            }
             all.lock().expect("no panic holds it").push(stream);
         }
         Ok(())
