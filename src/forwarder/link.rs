@@ -15,7 +15,7 @@ pub(super) struct Link {
     pub(super) tap: Tap,
     pub(super) pcap: Pcap,
     pub(super) counters: Counters,
-    pacer: Pacer,
+    pub(super) pacer: Pacer,
 }
 
 impl Link {
@@ -28,9 +28,9 @@ impl Link {
         }
     }
 
-    /// The round that began at `now` is over: how soon to look for more.
-    pub(super) fn end_round(&mut self, now: Instant) -> Pace {
-        self.pacer.end_round(&self.tap, now)
+    /// The round that began at `now` is over: how soon to look for more. `more`: there is something to do already.
+    pub(super) fn end_round(&mut self, now: Instant, more: bool) -> Pace {
+        self.pacer.end_round(&self.tap, now, more)
     }
 
     /// Send the first `len` bytes of a frame buffer to the guest. `false`: the tap refused, counted.
@@ -91,7 +91,7 @@ impl Link {
             // Where frames are recorded, none comes in pieces: see `Worker::new`.
             self.pcap.record(frame.bytes);
             self.counters.received(frame.len());
-            self.pacer.received(frame.len());
+            self.pacer.received(&frame);
         }
         Ok(received)
     }

@@ -6,19 +6,20 @@
 //! - On a *socket*, whoever writes needs no answer for that, and what it writes until we wake is read in one go: the worker
 //!   sleeps at once instead of looking for more. If the writer is even slower than our waking, frames come one by
 //!   one, and are left to gather for a moment.
-//! - In *rings*, a guest that takes some hundred microseconds for a super-frame (an emulated one, or one that its
-//!   processor is too slow for) wakes us for each of them. They are left to gather for longer, two or three at a time.
+//! - In *rings*, a guest that takes some hundred microseconds for a super-frame (an emulated one, say) wakes us for each of
+//!   them, and is interrupted to acknowledge each. They are left to gather for longer, two or three at a time.
 //!
-//! What must never happen is that a guest which could go on has to wait for us. A resting worker sends no acknowledgements,
-//! so a guest with a small window would stand still, and that would look as if it were slow. So whether it is slow is
-//! found out *without* resting first ([`SLOW`]), and again after every [`RESTS`] rests; a fast guest is never rested for. And if
-//! anything but acknowledgements goes to the guest, somebody may be waiting for what comes next, on this connection or
-//! another: no rest then.
+//! What must never happen is that a guest which could go on waits for us. A resting worker sends no acknowledgements, so a
+//! guest with a small window would stand still, and that would look as if it were slow. So whether it is slow is found
+//! out *without* resting: by how long we had nothing to do although everything was acknowledged, several times in a
+//! row, and again after every few rests. And where more than acknowledgements goes to the guest, on whatever connection,
+//! somebody may be waiting for what comes next: for a while there are no rests then.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::tap::Tap;
+use crate::tap::batch::Frame;
 
 /// A round that moves so much over a socket, in bytes, is part of a bulk transfer: one full frame.
 const BULK: usize = 1400;
@@ -27,19 +28,24 @@ const GATHERED: usize = 48 << 10;
 /// How long frames gather in a socket; the kernel makes 50 µs more of it. What a socket holds takes longer to fill.
 const SOCKET_REST: Duration = Duration::from_micros(100);
 
-/// A round with so much from rings, in bytes, is part of a bulk transfer: more than any frame without segmentation.
+/// A frame in the guest's memory that is longer than this, in bytes, is a super-frame of a bulk transfer.
 const SUPER: usize = 16 << 10;
-/// So much at once from rings, in bytes, is worth a round.
+/// With more than this at once, in bytes, a guest is not slow, however long it took for it.
+const FEW: usize = 128 << 10;
+/// So much after a rest, in bytes, means that it was too long.
 const PLENTY: usize = 256 << 10;
-/// How long frames gather in rings.
+/// How long frames gather in rings; the kernel makes 50 µs more of it.
 const RING_REST: Duration = Duration::from_micros(400);
-/// A guest whose super-frames are so far apart though we do not rest is slow. Others have sent the next after some ten
-/// microseconds, even if they had to wait for an acknowledgement.
+/// A guest whose next super-frame comes only so long after we had nothing left to do is slow.
 const SLOW: Duration = Duration::from_micros(150);
-/// Frames farther apart are not one transfer.
+/// Super-frames farther apart are not one transfer.
 const APART: Duration = Duration::from_millis(5);
+/// It must be slow so many times in a row: anything may pause once.
+const CERTAIN: u8 = 3;
 /// Rests until it is looked again whether the guest is slow.
 const RESTS: u8 = 16;
+/// How long after anything but an acknowledgement there are no rests.
+const QUIET: Duration = Duration::from_millis(10);
 
 /// How soon to look for more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,23 +61,35 @@ pub(super) enum Pace {
 /// What there is to know about the rounds so far.
 #[derive(Debug, Default)]
 pub(super) struct Pacer {
-    /// Bytes of frames in this round: all, and those from the guest.
+    /// Bytes in this round: of all frames, of those from the guest, of its super-frames.
     moved: usize,
     received: usize,
-    /// More than acknowledgements went to the guest since its last super-frames.
+    bulk: usize,
+    /// What went to the guest in this round: an acknowledgement, anything else.
+    acknowledged: bool,
     answered: bool,
-    /// When the round with these began, and whether a rest followed.
-    last: Option<Instant>,
-    rested: bool,
-    /// Rests left.
+    /// The next wait is one for the guest.
+    waits: bool,
+    /// Since when it could have sent more super-frames.
+    free_since: Option<Instant>,
+    /// When anything but an acknowledgement last went to the guest.
+    answered_at: Option<Instant>,
+    /// How many times in a row it was slow.
+    slow: u8,
+    /// Rests left, and whether there was one after the last super-frames.
     rests: u8,
+    rested: bool,
 }
 
 impl Pacer {
-    /// A frame of so many bytes came from the guest.
-    pub(super) const fn received(&mut self, len: usize) {
+    /// A frame came from the guest.
+    pub(super) fn received(&mut self, frame: &Frame<'_>) {
+        let len = frame.len();
         self.received = self.received.saturating_add(len);
         self.moved = self.moved.saturating_add(len);
+        if !frame.rest.is_empty() && len > SUPER {
+            self.bulk = self.bulk.saturating_add(len);
+        }
     }
 
     /// A frame of so many bytes went to the guest.
@@ -83,35 +101,61 @@ impl Pacer {
     /// The same, and all it says is what was received.
     pub(super) const fn acknowledged(&mut self, len: usize) {
         self.moved = self.moved.saturating_add(len);
+        self.acknowledged = true;
     }
 
-    /// The round that began at `now` is over; the next one begins.
-    pub(super) fn end_round(&mut self, tap: &Tap, now: Instant) -> Pace {
+    /// The round that began at `now` is over, and the next one begins. `more`: it has something to do already.
+    pub(super) fn end_round(&mut self, tap: &Tap, now: Instant, more: bool) -> Pace {
         let moved = std::mem::take(&mut self.moved);
         let received = std::mem::take(&mut self.received);
-        match tap {
+        let pace = match tap {
             Tap::Stream(_) => socket(moved, received),
-            Tap::VhostUser(_) => self.rings(received, now),
+            Tap::VhostUser(_) => self.rings(now),
             Tap::Tun(_) | Tap::Off => Pace::Prompt,
+        };
+        if more { Pace::Prompt } else { pace }
+    }
+
+    /// From `now` on there is nothing to do.
+    pub(super) const fn idle(&mut self, now: Instant) {
+        if self.waits {
+            self.waits = false;
+            self.free_since = Some(now);
         }
     }
 
-    fn rings(&mut self, received: usize, now: Instant) -> Pace {
-        if received < SUPER {
+    fn rings(&mut self, now: Instant) -> Pace {
+        let bulk = std::mem::take(&mut self.bulk);
+        self.waits |= std::mem::take(&mut self.acknowledged);
+        if std::mem::take(&mut self.answered) {
+            self.answered_at = Some(now);
+        }
+        if bulk == 0 {
             return Pace::Prompt;
         }
-        let gap = self.last.replace(now).map(|last| now.since(last));
+        self.waits = true;
         let rested = std::mem::take(&mut self.rested);
-        if std::mem::take(&mut self.answered) || received > PLENTY {
+        let gap = self.free_since.take().map(|since| now.since(since));
+        let together = gap.is_some_and(|gap| gap < APART);
+        let quiet = self.answered_at.is_none_or(|at| now.since(at) >= QUIET);
+        if !together || !quiet || bulk > PLENTY {
             self.rests = 0;
+            self.slow = 0;
             return Pace::Prompt;
-        }
-        let slow = !rested && gap.is_some_and(|gap| (SLOW..APART).contains(&gap));
-        if slow {
-            self.rests = RESTS;
         }
         if self.rests == 0 {
-            return Pace::Prompt;
+            if rested {
+                // What came during the rest was not waited for.
+                return Pace::Prompt;
+            }
+            let slow = bulk <= FEW && gap.is_some_and(|gap| gap >= SLOW);
+            self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
+            if self.slow < CERTAIN {
+                return Pace::Prompt;
+            }
+            // Next time, once is enough.
+            self.slow = CERTAIN.saturating_sub(1);
+            self.rests = RESTS;
         }
         self.rests = self.rests.saturating_sub(1);
         self.rested = true;
@@ -134,73 +178,125 @@ mod tests {
     use super::*;
 
     const FRAME: usize = 44 << 10;
+    /// What a round takes.
+    const WORK: Duration = Duration::from_micros(20);
 
-    /// Rounds with a super-frame each, `gap` apart unless a rest makes it longer; how often there was one.
-    fn rests(
-        pacer: &mut Pacer,
-        rounds: u32,
-        gap: Duration,
-        mut between: impl FnMut(&mut Pacer),
-    ) -> u32 {
-        let mut now = Instant::default() + Duration::from_secs(1);
-        let mut rests = 0;
-        for _ in 0..rounds {
-            let pace = pacer.rings(FRAME, now);
-            rests += u32::from(pace == Pace::Rest(RING_REST));
-            now = now
-                + gap.max(if let Pace::Rest(rest) = pace {
-                    rest
-                } else {
-                    Duration::ZERO
-                });
-            between(pacer);
-        }
-        rests
+    /// A worker with a guest that sends super-frames.
+    struct Bench {
+        pacer: Pacer,
+        now: Instant,
     }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                pacer: Pacer::default(),
+                now: Instant::default() + Duration::from_secs(1),
+            }
+        }
+
+        /// A round with `bulk` bytes of super-frames that are acknowledged at once; the next is ready after `gap`. Was
+        /// there a rest?
+        fn round(&mut self, bulk: usize, gap: Duration) -> bool {
+            self.pacer.bulk = bulk;
+            self.pacer.acknowledged(66);
+            let pace = self.pacer.rings(self.now);
+            self.now = self.now + WORK;
+            let ready = self.now + gap;
+            if let Pace::Rest(rest) = pace {
+                self.now = self.now + rest;
+            }
+            self.pacer.idle(self.now);
+            self.now = self.now.max(ready);
+            pace == Pace::Rest(RING_REST)
+        }
+
+        fn rests(&mut self, rounds: u32, gap: Duration) -> u32 {
+            (0..rounds).map(|_| u32::from(self.round(FRAME, gap))).sum()
+        }
+    }
+
+    const SLOWLY: Duration = Duration::from_micros(200);
+    const QUICKLY: Duration = Duration::from_micros(30);
 
     #[test]
     fn a_slow_guest_is_left_to_gather() {
-        let mut pacer = Pacer::default();
-        let n = rests(&mut pacer, 181, Duration::from_micros(200), |p| {
-            p.acknowledged(66);
-        });
-        // The first round says nothing, and each measurement takes one without a rest.
-        assert_eq!(n, 180 * u32::from(RESTS) / (u32::from(RESTS) + 1) + 1);
+        let mut bench = Bench::new();
+        // The first round says nothing, and three make it certain.
+        assert_eq!(bench.rests(3, SLOWLY), 0);
+        // Then one round in so many ends without, to look again.
+        let rests = u32::from(RESTS);
+        assert_eq!(bench.rests(10 * (rests + 1), SLOWLY), 10 * rests);
     }
 
     #[test]
     fn a_fast_guest_is_never_kept_waiting() {
-        let n = rests(
-            &mut Pacer::default(),
-            1000,
-            Duration::from_micros(30),
-            |_| {},
-        );
-        assert_eq!(n, 0);
+        let mut bench = Bench::new();
+        assert_eq!(bench.rests(1000, QUICKLY), 0);
+        // Not even if it pauses now and then.
+        for _ in 0..100 {
+            assert_eq!(bench.rests(1, SLOWLY), 0);
+            assert_eq!(bench.rests(10, QUICKLY), 0);
+        }
+        // What we take long for is not the guest's doing.
+        for _ in 0..100 {
+            assert!(!bench.round(FRAME, QUICKLY));
+            bench.now = bench.now + Duration::from_millis(1);
+            bench.pacer.waits = true;
+            bench.pacer.idle(bench.now);
+        }
+    }
+
+    #[test]
+    fn waiting_for_an_acknowledgement_is_not_being_slow() {
+        let mut bench = Bench::new();
+        for _ in 0..100 {
+            assert!(!bench.round(FRAME, Duration::from_millis(1)));
+            // It comes in a round of its own, by a timer, and the guest goes on.
+            bench.pacer.acknowledged(66);
+            assert_eq!(bench.pacer.rings(bench.now), Pace::Prompt);
+            bench.pacer.idle(bench.now);
+            bench.now = bench.now + QUICKLY;
+        }
     }
 
     #[test]
     fn a_guest_that_becomes_fast_is_noticed() {
-        let mut pacer = Pacer::default();
-        rests(&mut pacer, 10, Duration::from_micros(200), |_| {});
-        let n = rests(&mut pacer, 1000, Duration::from_micros(30), |_| {});
-        assert!(n <= u32::from(RESTS), "{n}");
-        // A rest that brings a lot ends it sooner.
-        rests(&mut pacer, 3, Duration::from_micros(200), |_| {});
-        assert_eq!(
-            pacer.rings(PLENTY + 1, Instant::default() + Duration::from_secs(9)),
-            Pace::Prompt
-        );
-        assert_eq!(pacer.rests, 0);
+        let mut bench = Bench::new();
+        assert!(bench.rests(20, SLOWLY) > 0);
+        let rests = bench.rests(1000, QUICKLY);
+        assert!(rests <= u32::from(RESTS), "{rests}");
+        // A rest that brings a lot ends it at once.
+        assert!(bench.rests(10, SLOWLY) > 0);
+        assert!(!bench.round(PLENTY + 1, SLOWLY));
+        assert_eq!(bench.rests(2, SLOWLY), 0);
+    }
+
+    #[test]
+    fn what_was_found_out_ends_with_the_transfer() {
+        let mut bench = Bench::new();
+        assert!(bench.rests(10, SLOWLY) > 0);
+        assert!(bench.pacer.rests > 0);
+        bench.now = bench.now + APART;
+        assert_eq!(bench.rests(3, SLOWLY), 0);
+        // Only the first of these came soon enough after the one before.
+        assert_eq!(bench.rests(100, Duration::from_millis(50)), 1);
     }
 
     #[test]
     fn nobody_waits_for_an_answer() {
-        let mut pacer = Pacer::default();
-        let n = rests(&mut pacer, 100, Duration::from_micros(200), |p| p.sent(67));
-        assert_eq!(n, 0, "large requests and small answers");
-        let n = rests(&mut pacer, 100, Duration::from_millis(50), |_| {});
-        assert_eq!(n, 0, "large messages now and then");
+        let mut bench = Bench::new();
+        // Large requests, small answers; and an answer to somebody else now and then.
+        for every in [1, 5, 20] {
+            for n in 0..200 {
+                if n % every == 0 {
+                    bench.pacer.sent(67);
+                }
+                assert!(!bench.round(FRAME, SLOWLY), "{every}");
+            }
+        }
+        bench.now = bench.now + QUIET;
+        assert!(bench.rests(20, SLOWLY) > 0, "it is quiet again");
     }
 
     #[test]
@@ -209,5 +305,17 @@ mod tests {
         assert_eq!(socket(3000, 3000), Pace::Rest(SOCKET_REST));
         assert_eq!(socket(GATHERED, GATHERED), Pace::Asleep);
         assert_eq!(socket(FRAME, 66), Pace::Asleep, "to the guest");
+    }
+
+    #[test]
+    fn no_rest_if_there_is_something_to_do() {
+        let mut pacer = Pacer {
+            moved: 3000,
+            received: 3000,
+            ..Pacer::default()
+        };
+        let stream = Tap::for_socket(false);
+        let now = Instant::default();
+        assert_eq!(pacer.end_round(&stream, now, true), Pace::Prompt);
     }
 }

@@ -1,7 +1,8 @@
 //! The event loop of one worker.
 //!
 //! One wake-up is one *round*: handle what epoll reported, then expired timers, then whatever the engines put
-//! off to the end of the round (one acknowledgement per flow, say). The clock is read once per round. Timers
+//! off to the end of the round (one acknowledgement per flow, say). What follows is a look for more, sleep, or a rest in which
+//! frames gather (`patience`, `pace`). The clock is read once per round, and once before a wait. Timers
 //! need no descriptor: the time until the next deadline is the time-out of epoll_wait(2), so an idle
 //! worker makes no system call at all, and a busy one none for its timers.
 //!
@@ -91,7 +92,7 @@ impl Forwarder {
                 }
             }
             self.worker.end_round(now);
-            let pace = self.worker.host.link.end_round(now);
+            let pace = self.worker.host.link.end_round(now, self.worker.more);
             handled = if self.worker.splice.take_bulk() || pace != Pace::Prompt {
                 usize::MAX
             } else {
@@ -102,9 +103,7 @@ impl Forwarder {
                 Err(IpcError::Closed) => return Ok(()),
                 Err(e) => return Err(ForwarderError::Monitor(e)),
             }
-            if let Pace::Rest(time) = pace
-                && !self.worker.more
-            {
+            if let Pace::Rest(time) = pace {
                 // Nothing depends on how long it takes: a signal may cut it short.
                 let flags = ClockNanosleepFlags::empty();
                 let _ = clock_nanosleep(ClockId::CLOCK_MONOTONIC, flags, &time.into());
@@ -115,6 +114,7 @@ impl Forwarder {
     /// Wait for events: a moment awake where that has paid off, then asleep until the next deadline.
     fn wait(&mut self, events: &mut [EpollEvent], handled: usize) -> nix::Result<usize> {
         let start = self.clock.now();
+        self.worker.host.link.pacer.idle(start);
         let epoll = &self.worker.host.epoll;
         let deadline = self.worker.next_deadline();
         let time = deadline.is_none_or(|at| at > start + patience::LIMIT);
