@@ -23,7 +23,7 @@ use crate::control::exchange::{Outcome, Request, parse_request};
 use crate::control::report::{RECORD, Record};
 use crate::control::wire::{Capabilities, RULE, Update, put_greeting};
 use crate::sys::reason::Reason;
-use crate::sys::{scm, unix};
+use crate::sys::{process, scm, unix};
 
 /// Time a client has for everything it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,9 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Most bytes a client sends, and most of ours that wait for it: two full tables and what surrounds them.
 const BUFFER: usize = 2 * (MAX_RULES * RULE + 256) + 512;
-/// Blocks taken from the allocator at the start and given back to it, so that a full table fits without a system
-/// call later; the filter has none to offer.
-const RESERVE: (usize, usize) = (8, 64 << 10);
+/// Memory kept at hand, so that a full table fits without a system call later; the filter has none to offer.
+const RESERVE: usize = 8 * (64 << 10);
 
 /// What a client may see of the instance, and have done by it.
 pub trait Instance {
@@ -99,9 +98,7 @@ impl Control {
     /// Serve clients of `listener` (non-blocking) that run as `owner` or root. Before confinement: reserves memory.
     #[must_use]
     pub fn new(listener: OwnedFd, owner: u32) -> Self {
-        let (count, size) = RESERVE;
-        let blocks: Vec<Vec<u8>> = (0..count).map(|_| Vec::with_capacity(size)).collect();
-        drop(std::hint::black_box(blocks));
+        process::reserve_heap(RESERVE);
         Self {
             listener,
             owner,

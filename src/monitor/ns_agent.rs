@@ -28,6 +28,7 @@ use crate::ipc::{
     AgentLink, FromAgent, IpcError, PortBlock, Request, SupplierEnd, Supply, ToAgent,
 };
 use crate::sandbox::Confined;
+use crate::sys::process;
 
 /// Messages taken from one side before the other has its turn.
 const AT_ONCE: usize = 16;
@@ -55,7 +56,7 @@ impl NsAgent {
     /// To be made before confinement.
     #[must_use]
     pub fn new(link: AgentLink, forwarder: SupplierEnd, network: Network) -> Self {
-        drop(std::hint::black_box(Vec::<u8>::with_capacity(RESERVE)));
+        process::reserve_heap(RESERVE);
         Self {
             link,
             forwarder: Some(forwarder),

@@ -236,6 +236,17 @@ pub fn keep_heap() {
     }
 }
 
+/// Have the allocator keep so many bytes at hand, for what is allocated when the filters forbid to ask for more.
+/// [`keep_heap`] comes first.
+pub fn reserve_heap(bytes: usize) {
+    /// Larger ones are mappings of their own, and given back at once: mallopt(3), M_MMAP_THRESHOLD.
+    const BLOCK: usize = 64 << 10;
+    let blocks: Vec<Vec<u8>> = (0..bytes.div_ceil(BLOCK))
+        .map(|_| Vec::with_capacity(BLOCK))
+        .collect();
+    drop(std::hint::black_box(blocks));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -86,8 +86,8 @@ pub fn tcp(
     ethernet(gateway, 0x0800, &packet)
 }
 
-/// Sequence number, flags and payload of a TCP segment over IPv4 to this port.
-pub fn tcp_to(frame: &[u8], port: u16) -> Option<(u32, u8, Vec<u8>)> {
+/// Sequence number and payload of a TCP segment over IPv4 to this port.
+pub fn tcp_to(frame: &[u8], port: u16) -> Option<(u32, Vec<u8>)> {
     let right = frame.len() >= 54
         && frame[12..14] == [8, 0]
         && frame[23] == 6
@@ -95,7 +95,7 @@ pub fn tcp_to(frame: &[u8], port: u16) -> Option<(u32, u8, Vec<u8>)> {
     let end = 14 + usize::from(u16::from_be_bytes([*frame.get(16)?, *frame.get(17)?]));
     let start = 34 + usize::from(*frame.get(46)? >> 4) * 4;
     let seq = u32::from_be_bytes(frame.get(38..42)?.try_into().ok()?);
-    right.then(|| Some((seq, frame[47], frame.get(start..end)?.to_vec())))?
+    right.then(|| Some((seq, frame.get(start..end)?.to_vec())))?
 }
 
 /// A DHCP discovery, or a request for `address`.

@@ -23,6 +23,7 @@ use vm_memory::{
 
 use super::protocol::{MAX_REGIONS, Table};
 use crate::sys::piece::Piece;
+use crate::sys::process;
 use crate::sys::shared::{self, Kind, Room};
 use crate::tap::Gone;
 use crate::tap::batch::{Inbound, Meta};
@@ -69,7 +70,7 @@ impl From<Outside> for Gone {
 
 /// To be called before confinement, where there is going to be a mapping.
 pub fn reserve() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(RESERVE)));
+    process::reserve_heap(RESERVE);
 }
 
 impl Memory {
